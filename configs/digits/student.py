@@ -1,0 +1,40 @@
+"""Distils the embedded teacher into a 4-step student: VSD + 0.5 CD.
+
+  dollar train --config=configs/digits/student.py --workdir=runs/student
+
+One step: add --config.distill.num_steps=1.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The run of `dollar demo` for its 4-step student."""
+  return ConfigDict(
+    {
+      "task": "distill",
+      "teacher": "embedded",
+      "student": "",
+      "steps": 200,
+      "seed": 0,
+      "log_every": 5,
+      "scan": False,
+      "data": {"source": "moving_digits", "batch_size": 32, "clips": 4000},
+      "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10, "ema": 0.98},
+      "score_optimizer": {"learning_rate": 2e-4, "warmup_steps": 10},
+      "distill": {
+        "num_steps": 4,
+        "inputs": "simulate",
+        "fresh_noise": 1.0,
+        "guidance": 3.0,
+        "vsd_weight": 1.0,
+        "cd_weight": 0.5,
+        "reward_weight": 0.0,
+        "score_steps": 5,
+        "cd_grid": 50,
+        "cd_jump": 5,
+        "huber": 0.05,
+      },
+      "checkpoint": {"every": 100},
+    }
+  )

@@ -1,0 +1,1 @@
+"""Data sets, video folders, latents and the input pipeline."""

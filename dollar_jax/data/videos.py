@@ -1,0 +1,107 @@
+"""mp4 files in and out, through PyAV."""
+
+import json
+import os
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+_CRF = "10"  # near lossless: an evaluation reads what was written
+
+
+def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
+  """Writes an H.264 mp4; the file appears whole or not at all.
+
+  Args:
+    path: the file.
+    frames: uint8 [F, H, W, 3], height and width even.
+    fps: frames a second.
+
+  Raises:
+    ValueError: if the frames are not such an array.
+    OSError: if the file cannot be written.
+  """
+  frames = np.asarray(frames)
+  good = frames.ndim == 4 and frames.shape[-1] == 3 and len(frames)
+  if not good or frames.dtype != np.uint8 or any(n % 2 for n in frames.shape[1:3]):
+    raise ValueError(
+      f"a video of shape {frames.shape} and type {frames.dtype} cannot be "
+      "written; give uint8 [F, H, W, 3] with even height and width"
+    )
+  path = Path(path)
+  part = path.with_name(f".{path.name}.part.mp4")
+  try:
+    with av.open(str(part), "w") as container:
+      rate = Fraction(fps).limit_denominator(1000)
+      stream = container.add_stream("libx264", rate=rate)
+      stream.height, stream.width = frames.shape[1:3]
+      stream.pix_fmt = "yuv420p"
+      stream.options = {"crf": _CRF, "preset": "medium"}
+      for frame in frames:
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        container.mux(stream.encode(picture))
+      container.mux(stream.encode())
+    os.replace(part, path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
+  """Reads a whole video.
+
+  Returns:
+    (frames uint8 [F, H, W, 3], frames a second).
+
+  Raises:
+    ValueError: if the file is missing, is no video, or holds no frame.
+  """
+  try:
+    with av.open(str(path)) as container:
+      if not container.streams.video:
+        raise ValueError(f"{path} has no video stream; is it a video?")
+      stream = container.streams.video[0]
+      frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
+      fps = float(stream.average_rate or 0)
+  except av.error.FFmpegError as error:
+    raise ValueError(
+      f"{path} cannot be read as a video ({error.strerror}); is it whole?"
+    ) from None
+  if not frames:
+    raise ValueError(f"{path} holds no frame; is it whole?")
+  return np.stack(frames), fps
+
+
+def video_name(prompt: str, index: int) -> str:
+  """VBench's file name of the index-th video of a prompt.
+
+  A prompt that does not fit a file name is cut to 180 characters, with "/"
+  replaced.
+  """
+  return f"{prompt.replace('/', ' ')[:180]}-{index}.mp4"
+
+
+def list_videos(folder: str | os.PathLike) -> list[tuple[Path, str]]:
+  """The mp4 files of a folder with their prompts, by name.
+
+  Prompts come from `metadata.jsonl` (file_name, text) where it is, else from
+  VBench's file names, `{prompt}-{index}.mp4`.
+
+  Raises:
+    ValueError: if the folder is missing or holds no mp4 file.
+  """
+  folder = Path(folder)
+  files = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
+  if not files:
+    raise ValueError(f"{folder} holds no .mp4 file; give a folder of videos")
+  known = {}
+  metadata = folder / "metadata.jsonl"
+  for line in metadata.read_text().splitlines() if metadata.exists() else ():
+    row = json.loads(line)
+    known[row["file_name"]] = row["text"]
+  return [
+    (file, known.get(file.name, re.sub(r"-\d+$", "", file.stem)))
+    for file in files
+  ]

@@ -1,0 +1,1 @@
+"""Noise processes, time grids, guidance and samplers; arrays only."""

@@ -1,0 +1,1 @@
+"""Fréchet distance, diversity, judges, VBench and studies; arrays only."""

@@ -1,0 +1,425 @@
+"""Models as diffusers pipeline folders: config.json and safetensors.
+
+model_index.json       the parts that diffusers opens by itself
+transformer/           the network
+scheduler/             noise process, prediction type, time shift
+vae/, text_encoder/    our codec and text encoder, under our class names
+recipe.json            how the model was made and how to sample it
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dollar_jax.diffusion.process import FlowProcess, Process, VPProcess
+from dollar_jax.interop import convert
+from dollar_jax.interop.keymaps import TRANSFORMERS, Architecture
+from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
+from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.typing import Params
+
+DIFFUSERS_VERSION = "0.42.1"
+"""The release whose folder layout and field names are written."""
+
+WEIGHTS = "diffusion_pytorch_model"
+TEXT_WEIGHTS = "model"
+DTYPES = ("float32", "float16", "bfloat16")
+CODECS = {"LinearVAE": LinearVAE}
+TEXT_ENCODERS = {"WordEncoder": WordEncoder}
+
+TICKS = 1000
+"""Timesteps of every scheduler here, as `Denoiser.clock` counts them."""
+
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+BETAS = {
+  "linear": "linear",
+  "scaled_linear": "scaled_linear",
+  "cosine": "squaredcos_cap_v2",
+}
+SCHEDULERS = (
+  "FlowMatchEulerDiscreteScheduler",
+  "UniPCMultistepScheduler",
+  "CogVideoXDDIMScheduler",
+)
+"""Scheduler classes that can be read; the second with flow sigmas only."""
+
+
+def save(
+  path: str | os.PathLike,
+  denoiser: Denoiser,
+  params: Params,
+  codec: LinearVAE | None = None,
+  text_encoder: TextEncoder | None = None,
+  recipe: Mapping[str, Any] | None = None,
+  *,
+  dtype: str | None = None,
+) -> None:
+  """Writes a pipeline folder, whole or not at all.
+
+  The folder is made beside `path` and then renamed, so that an earlier model
+  there survives a full disk. A model folder at `path` is replaced.
+
+  Args:
+    path: the folder.
+    denoiser: network, noise process, prediction type and time shift.
+    params: the network's parameters.
+    codec: goes to vae/.
+    text_encoder: goes to text_encoder/.
+    recipe: anything JSON can hold: grid, guidance, latent shape, fps, …
+    dtype: stores the network as one of `DTYPES`; None keeps each parameter's
+      type.
+
+  Raises:
+    ValueError: if a part has no place in such a folder, or `path` holds
+      something that is not a model.
+    OSError: if the disk is full or the place not writable.
+  """
+  path = Path(path).resolve()
+  _check_target(path)
+  architecture = _architecture(denoiser.module)
+  tensors = convert.tree_to_torch(
+    params, architecture.keymap(denoiser.config), _template(denoiser.module)
+  )
+  tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
+  scheduler = _scheduler_to_json(denoiser)
+  for part, known in ((codec, CODECS), (text_encoder, TEXT_ENCODERS)):
+    if part is not None and type(part).__name__ not in known:
+      raise ValueError(
+        f"a {type(part).__name__} cannot be saved; known are {sorted(known)}"
+      )
+  try:
+    json.dumps(recipe, allow_nan=False)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"the recipe cannot be written as JSON ({error}); give plain numbers, "
+      "strings, lists and dicts"
+    ) from None
+
+  with _replace_folder(path) as folder:
+    # parts of no diffusers class; its user passes None, or his own, for them
+    absent = ("vae", "text_encoder", "tokenizer", "transformer_2")
+    index = {
+      "_class_name": architecture.pipeline,
+      "_diffusers_version": DIFFUSERS_VERSION,
+      "scheduler": ["diffusers", scheduler["_class_name"]],
+      "transformer": ["diffusers", architecture.name],
+    } | {name: [None, None] for name in absent}
+    _write_json(folder / "model_index.json", index)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    config = architecture.to_json(denoiser.config)
+    config["_diffusers_version"] = DIFFUSERS_VERSION
+    parts = [("transformer", architecture.name, config, tensors, WEIGHTS)]
+    for name, part, stem in (
+      ("vae", codec, WEIGHTS),
+      ("text_encoder", text_encoder, TEXT_WEIGHTS),
+    ):
+      if part is not None:
+        kind = type(part).__name__
+        parts.append((name, kind, part.config, part.arrays, stem))
+    for name, kind, config, arrays, stem in parts:
+      _write_json(folder / name / "config.json", {"_class_name": kind} | config)
+      convert.write_weights(folder / name / f"{stem}.safetensors", arrays)
+    if recipe is not None:
+      _write_json(folder / "recipe.json", dict(recipe))
+
+
+def load(
+  path: str | os.PathLike,
+  *,
+  param_dtype: str | None = None,
+  host: bool = False,
+  **model_options: Any,
+) -> tuple[Denoiser, Params]:
+  """Reads the network of a pipeline folder, or of a transformer folder.
+
+  A transformer folder has no scheduler beside it: the denoiser then has the
+  flow process and no time shift.
+
+  Args:
+    path: the folder.
+    param_dtype: casts the parameters, "float32" for masters to train; None
+      keeps the stored types.
+    host: leaves the parameters as numpy arrays, for the caller to place.
+    **model_options: config fields that no folder holds: `dtype` (compute),
+      `remat`, `scan`.
+
+  Returns:
+    (denoiser, params).
+
+  Raises:
+    ValueError: if the folder or a file is missing, damaged, pickled, of an
+      unknown class, or the weights do not fit the config.
+  """
+  path = _check_source(path)
+  alone = not (path / "transformer").is_dir()
+  folder = path if alone else path / "transformer"
+  raw = _read_json(folder / "config.json")
+  architecture = _known(raw, TRANSFORMERS, "transformer", folder)
+  process, prediction, shift = FlowProcess(), "flow", 1.0
+  if not alone:
+    process, prediction, shift = _scheduler_from_json(path / "scheduler")
+  weights = convert.read_weights(folder, WEIGHTS)
+  try:
+    config = architecture.from_json(raw, **model_options)
+    module = architecture.module(config)
+    params = convert.torch_to_tree(
+      weights, architecture.keymap(config), _template(module)
+    )
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from None
+  params = convert.cast(params, param_dtype)
+  if not host:
+    params = jax.tree.map(jnp.array, params)
+  return Denoiser(module, process, prediction, shift), params
+
+
+def load_codec(path: str | os.PathLike) -> LinearVAE:
+  """Reads the codec in `path`/vae.
+
+  Raises:
+    ValueError: if there is none, or it is damaged or of an unknown class.
+  """
+  return _load_part(path, "vae", CODECS, WEIGHTS)
+
+
+def load_text_encoder(path: str | os.PathLike) -> TextEncoder:
+  """Reads the text encoder in `path`/text_encoder.
+
+  Raises:
+    ValueError: if there is none, or it is damaged or of an unknown class.
+  """
+  return _load_part(path, "text_encoder", TEXT_ENCODERS, TEXT_WEIGHTS)
+
+
+def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads `path`/recipe.json; a folder without one has an empty recipe.
+
+  Raises:
+    ValueError: if the folder is missing or the file is not JSON.
+  """
+  file = _check_source(path) / "recipe.json"
+  return _read_json(file) if file.exists() else {}
+
+
+def _architecture(module: nn.Module) -> Architecture:
+  for architecture in TRANSFORMERS.values():
+    if type(module) is architecture.module:
+      return architecture
+  raise ValueError(
+    f"a {type(module).__name__} has no diffusers twin; known are "
+    f"{sorted(TRANSFORMERS)}"
+  )
+
+
+def _template(module: nn.Module) -> Params:
+  """Shapes of the module's parameters; computes nothing."""
+  c = module.config
+  inputs = ((1, *c.patch_size, c.in_channels), (1,), (1, 1, c.text_dim))
+  inputs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs)
+  variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+  return nn.meta.unbox(variables["params"])
+
+
+def _store(key: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
+  if dtype is not None and dtype not in DTYPES:
+    raise ValueError(f"dtype is {dtype!r}; use one of {DTYPES} or None")
+  with np.errstate(over="ignore"):
+    stored = convert.cast(array, dtype)
+  lost = np.isfinite(array) & ~np.isfinite(stored)
+  if np.any(lost):
+    raise ValueError(
+      f"{key} has values up to {np.abs(array[lost]).max():.3g}, too large for "
+      f"{dtype}; store this model as bfloat16 or float32"
+    )
+  return stored
+
+
+def _scheduler_to_json(denoiser: Denoiser) -> dict[str, Any]:
+  process, kind = denoiser.process, denoiser.prediction
+  common = {
+    "_diffusers_version": DIFFUSERS_VERSION,
+    "num_train_timesteps": TICKS,
+  }
+  if isinstance(process, FlowProcess) and kind == "flow":
+    return common | {
+      "_class_name": "FlowMatchEulerDiscreteScheduler",
+      "shift": float(denoiser.shift),
+    }
+  if (
+    isinstance(process, VPProcess)
+    and kind in PREDICTIONS
+    and denoiser.shift == 1.0
+    and process.num_train_timesteps == TICKS
+  ):
+    return common | {
+      "_class_name": "CogVideoXDDIMScheduler",
+      "beta_start": process.beta_start,
+      "beta_end": process.beta_end,
+      "beta_schedule": BETAS[process.beta_schedule],
+      "clip_sample": False,
+      "prediction_type": PREDICTIONS[kind],
+      "rescale_betas_zero_snr": process.zero_terminal_snr,
+      "snr_shift_scale": process.snr_shift_scale,
+      "timestep_spacing": "trailing",
+    }
+  raise ValueError(
+    f"no diffusers scheduler describes process {process} with prediction "
+    f"{kind!r} and time shift {denoiser.shift}; a flow process takes 'flow', a "
+    f"vp process of {TICKS} timesteps {sorted(PREDICTIONS)} and no shift"
+  )
+
+
+def _scheduler_from_json(folder: Path) -> tuple[Process, str, float]:
+  file = folder / "scheduler_config.json"
+  raw = _read_json(file)
+  name = raw.get("_class_name")
+  if name not in SCHEDULERS:
+    raise ValueError(
+      f"{file} names scheduler {name!r}; known are {', '.join(SCHEDULERS)}"
+    )
+  try:
+    if raw.get("num_train_timesteps", TICKS) != TICKS:
+      raise ValueError(f"num_train_timesteps must be {TICKS}")
+    if name == "CogVideoXDDIMScheduler":
+      kinds = {v: k for k, v in PREDICTIONS.items()}
+      betas = {v: k for k, v in BETAS.items()}
+      process = VPProcess(
+        beta_start=float(raw.get("beta_start", 0.00085)),
+        beta_end=float(raw.get("beta_end", 0.012)),
+        beta_schedule=betas[raw.get("beta_schedule", "scaled_linear")],
+        zero_terminal_snr=bool(raw.get("rescale_betas_zero_snr", False)),
+        snr_shift_scale=float(raw.get("snr_shift_scale", 3.0)),
+      )
+      return process, kinds[raw.get("prediction_type", "epsilon")], 1.0
+    if raw.get("use_dynamic_shifting"):
+      raise ValueError("use_dynamic_shifting is not supported")
+    key = "shift"
+    if name == "UniPCMultistepScheduler":
+      key = "flow_shift"
+      if raw.get("prediction_type") != "flow_prediction":
+        raise ValueError("prediction_type must be flow_prediction")
+    shift = float(raw.get(key, 1.0))
+    if not 0.0 < shift < float("inf"):
+      raise ValueError(f"{key}={shift} must be above 0")
+    return FlowProcess(), "flow", shift
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f"{file} cannot be used: {error}") from None
+
+
+def _load_part(
+  path: str | os.PathLike, name: str, known: dict[str, type], stem: str
+) -> Any:
+  folder = _check_source(path) / name
+  if not folder.is_dir():
+    raise ValueError(f"{path} has no {name}/; save the model with one")
+  config = _read_json(folder / "config.json")
+  kind = _known(config, known, name, folder)
+  stored = convert.read_weights(folder, stem)
+  arrays = {key: np.asarray(tensor) for key, tensor in stored.items()}
+  try:
+    return kind.from_arrays(config, arrays)
+  except (TypeError, KeyError, ValueError) as error:
+    raise ValueError(
+      f"{folder} does not hold a whole {kind.__name__}: {error}"
+    ) from None
+
+
+def _known(
+  raw: dict[str, Any], known: dict[str, Any], part: str, folder: Path
+) -> Any:
+  name = raw.get("_class_name")
+  if not isinstance(name, str) or name not in known:
+    raise ValueError(
+      f"{folder} holds a {part} of class {name!r}; known are {sorted(known)}"
+    )
+  return known[name]
+
+
+def _check_source(path: str | os.PathLike) -> Path:
+  path = Path(path)
+  if path.suffix in convert.PICKLES and path.is_file():
+    raise ValueError(
+      f"{path} is a pickle, which can run any code and is not read; give a "
+      "diffusers folder with safetensors weights"
+    )
+  if not path.is_dir():
+    raise ValueError(f"{path} is not a folder; give a diffusers folder")
+  pipeline = (path / "transformer").is_dir()
+  if not pipeline and not (path / "config.json").is_file():
+    raise ValueError(
+      f"{path} has neither transformer/ nor config.json; give a diffusers "
+      "pipeline or transformer folder"
+    )
+  return path
+
+
+def _check_target(path: Path) -> None:
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"{path} is a file; give a folder for the model")
+  used = path.is_dir() and any(path.iterdir())
+  if used and not (path / "model_index.json").is_file():
+    raise ValueError(
+      f"{path} holds other files than a model; give a new or empty folder"
+    )
+
+
+@contextlib.contextmanager
+def _replace_folder(path: Path) -> Iterator[Path]:
+  """Gives a new folder that takes the place of `path` if all goes well."""
+  tag = secrets.token_hex(4)
+  fresh = path.with_name(f".{path.name}.{tag}.new")
+  old = path.with_name(f".{path.name}.{tag}.old")
+  try:
+    fresh.mkdir(parents=True)
+    yield fresh
+    for file in fresh.rglob("*"):  # some file systems report a full disk late
+      if file.is_file():
+        with open(file, "rb") as handle:
+          os.fsync(handle.fileno())
+    if path.exists():
+      path.rename(old)
+    try:
+      fresh.rename(path)
+    except OSError:
+      if old.exists():
+        old.rename(path)
+      raise
+  except OSError as error:
+    reason = error.strerror or error
+    failure = OSError(
+      f"could not save the model to {path}: {reason}; nothing "
+      "there was changed: make room or choose another place"
+    )
+    failure.errno = error.errno
+    raise failure from error
+  finally:
+    shutil.rmtree(fresh, ignore_errors=True)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+  file.parent.mkdir(exist_ok=True)
+  file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+  if not file.is_file():
+    raise ValueError(f"{file} is missing; copy or export the model again")
+  try:
+    content = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{file} is not JSON ({error}); copy it again") from None
+  if type(content) is not dict:
+    raise ValueError(f"{file} holds no JSON object; copy it again")
+  return content

@@ -1,0 +1,243 @@
+"""A model ready to sample: network, codec, text encoder and recipe."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from dollar_jax.diffusion import samplers, timesteps
+from dollar_jax.diffusion.guidance import guided
+from dollar_jax.interop import diffusers
+from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.typing import Array, Params
+
+EMBEDDED = Path(__file__).parents[1] / "assets" / "digits"
+"""The model that comes with the package."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How a model is sampled.
+
+  Attributes:
+    latent_shape: T, H, W, C.
+    fps: frames a second.
+    steps: network steps; for a student K.
+    guidance: standard guidance scale; 1 calls the network once a step.
+    grid: a student's K times; empty for a teacher, which integrates the ODE.
+    fresh_noise: share of fresh noise between a student's steps.
+  """
+
+  latent_shape: tuple[int, ...]
+  fps: float = 8.0
+  steps: int = 50
+  guidance: float = 1.0
+  grid: tuple[float, ...] = ()
+  fresh_noise: float = 1.0
+
+  @property
+  def network_evaluations(self) -> int:
+    """Evaluations of the network a video: two a guided step."""
+    return self.steps * (1 if self.guidance == 1.0 else 2)
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> "Recipe":
+    """Reads what recipe.json holds; other entries are left alone.
+
+    Raises:
+      ValueError: if the latent's shape is missing.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    known = {k: v for k, v in values.items() if k in names}
+    if "latent_shape" not in known:
+      raise ValueError(
+        "recipe.json has no latent_shape [T, H, W, C]; add the size of the "
+        "videos to sample"
+      )
+    for name in ("latent_shape", "grid"):
+      known[name] = tuple(known.get(name, ()))
+    return cls(**known)
+
+  def to_json(self) -> dict[str, Any]:
+    """What recipe.json holds."""
+    return dataclasses.asdict(self)
+
+  def as_teacher(self, steps: int, guidance: float) -> "Recipe":
+    """The recipe of `steps` guided ODE steps with the same sizes.
+
+    Raises:
+      ValueError: if steps is below 1.
+    """
+    timesteps.teacher_grid(steps)  # checks
+    return dataclasses.replace(self, steps=steps, guidance=guidance, grid=())
+
+  def as_student(self, grid: Sequence[float]) -> "Recipe":
+    """The recipe of a few-step student with the same sizes."""
+    grid = tuple(float(t) for t in timesteps.check_student_grid(tuple(grid)))
+    return dataclasses.replace(self, steps=len(grid), guidance=1.0, grid=grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """Text in, videos out.
+
+  Attributes:
+    denoiser: the network.
+    params: its parameters.
+    codec: decodes latents; None leaves latents.
+    text_encoder: embeds prompts; None takes embeddings only.
+    recipe: how it is sampled.
+  """
+
+  denoiser: Denoiser
+  params: Params
+  codec: Any
+  text_encoder: Any
+  recipe: Recipe
+
+  @classmethod
+  def load(cls, path: str | Path, scan: bool = False) -> "Pipeline":
+    """Opens a model folder; "embedded" is the one in the package.
+
+    Raises:
+      ValueError: if it is not a model folder, or a damaged one.
+    """
+    path = EMBEDDED if str(path) == "embedded" else Path(path)
+    denoiser, params = diffusers.load(path, param_dtype="float32", scan=scan)
+    codec = encoder = None
+    if (path / "vae").is_dir():
+      codec = diffusers.load_codec(path)
+    if (path / "text_encoder").is_dir():
+      encoder = diffusers.load_text_encoder(path)
+    recipe = Recipe.from_json(diffusers.load_recipe(path))
+    return cls(denoiser, params, codec, encoder, recipe)
+
+  def save(
+    self, path: str | Path, dtype: str | None = None, **extra: Any
+  ) -> None:
+    """Writes a model folder; `extra` goes to recipe.json."""
+    recipe = self.recipe.to_json() | extra
+    parts = self.codec, self.text_encoder, recipe
+    diffusers.save(path, self.denoiser, self.params, *parts, dtype=dtype)
+
+  def with_params(self, params: Params, recipe: Recipe) -> "Pipeline":
+    """The same model with other weights and recipe."""
+    return dataclasses.replace(self, params=params, recipe=recipe)
+
+  def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds prompts: text [B, S, D], text_mask [B, S].
+
+    Raises:
+      ValueError: if there is no text encoder, or a prompt does not suit it.
+    """
+    if self.text_encoder is None:
+      raise ValueError(
+        "this model has no text encoder; give the prompts' embeddings with "
+        "--text_embeddings=FILE.npz (arrays text [N, S, D], text_mask [N, S])"
+      )
+    return self.text_encoder.encode(list(prompts))
+
+  @functools.cached_property
+  def null_prompt(self) -> dict[str, np.ndarray]:
+    """`null_text` [S, D] and `null_mask` [S] of the empty prompt."""
+    text, mask = self.encode([""])
+    return {"null_text": text[0], "null_mask": mask[0]}
+
+  def draw_noise(self, names: Sequence[str], seed: int) -> Array:
+    """Noise [K, B, T, H, W, C], each video's from its own name and the seed."""
+    count = max(len(self.recipe.grid), 1)
+    codes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+    shape = (count, *self.recipe.latent_shape)
+    return _draw_noise(jax.random.key(seed), codes, shape)
+
+  @functools.cached_property
+  def sampler(self) -> Any:
+    """Jitted `(params, noises, text, mask, null_text, null_mask) -> x0`."""
+    recipe, denoiser = self.recipe, self.denoiser
+    process = denoiser.process
+
+    def sample(params, noises, text, mask, null_text, null_mask):
+      def predict(x_t, t, text, mask):
+        return denoiser.predict_x0(params, x_t, t, text, mask)
+
+      null = null_text, null_mask
+      bound = guided(predict, text, mask, *null, recipe.guidance)
+      if recipe.grid:
+        grid, fresh = jnp.asarray(recipe.grid), recipe.fresh_noise
+        return samplers.sample_student(bound, process, noises, grid, fresh)
+      grid = timesteps.teacher_grid(recipe.steps, denoiser.shift)
+      return samplers.sample_teacher(bound, process, noises[0], grid)
+
+    return jax.jit(sample)
+
+  def sample_latents(
+    self,
+    text: np.ndarray,
+    text_mask: np.ndarray,
+    noises: Array,
+    null_prompt: dict[str, np.ndarray] | None = None,
+  ) -> Array:
+    """Samples one batch.
+
+    Args:
+      text: [B, S, D].
+      text_mask: [B, S].
+      noises: [K, B, T, H, W, C], see `draw_noise`.
+      null_prompt: `null_text`, `null_mask` of guidance; None encodes "".
+
+    Returns:
+      Latents [B, T, H, W, C] float32.
+    """
+    null = self.null_prompt if null_prompt is None else null_prompt
+    return self.sampler(self.params, noises, text, text_mask, **null)
+
+  def generate(
+    self,
+    prompts: Sequence[str],
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = False,
+  ) -> np.ndarray:
+    """Samples and decodes one video a prompt.
+
+    The i-th use of a prompt has its own noise. Batches are of one size, so
+    that one compilation serves any number of prompts.
+
+    Returns:
+      uint8 [N, F, H, W, 3].
+    """
+    counts: dict[str, int] = {}
+    names = []
+    for prompt in prompts:
+      names.append(f"{prompt}-{counts.get(prompt, 0)}")
+      counts[prompt] = counts.get(prompt, 0) + 1
+    size = min(batch_size, len(prompts))
+    out = []
+    for start in tqdm(
+      range(0, len(prompts), size), desc="sample", disable=not progress
+    ):
+      rows = [min(start + i, len(prompts) - 1) for i in range(size)]
+      text, mask = self.encode([prompts[i] for i in rows])
+      noises = self.draw_noise([names[i] for i in rows], seed)
+      x0 = self.sample_latents(text, mask, noises)
+      out.append(np.asarray(_decode(self.codec, x0)))
+    return np.concatenate(out)[: len(prompts)]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _draw_noise(key: Array, codes: Array, shape: tuple[int, ...]) -> Array:
+  keys = jax.vmap(lambda code: jax.random.fold_in(key, code))(codes)
+  draw = functools.partial(jax.random.normal, shape=shape)
+  return jnp.swapaxes(jax.vmap(draw)(keys), 0, 1)
+
+
+@jax.jit
+def _decode(codec: Any, x0: Array) -> Array:
+  return codec.decode(x0)

@@ -1,0 +1,1 @@
+"""Distillation losses: arrays in, scalars out."""

@@ -1,0 +1,1 @@
+"""Networks and codecs, and the `Denoiser` that wraps a network."""

@@ -1,0 +1,113 @@
+"""A network with its noise process: where raw output becomes `x0`."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dollar_jax.diffusion import process as processes
+from dollar_jax.diffusion.process import Process
+from dollar_jax.models.wan import WanConfig, WanTransformer
+from dollar_jax.typing import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+  """Linen module + noise process + prediction type + network clock.
+
+  One `Denoiser` serves the teacher, student, EMA and fake-score trees: the
+  parameters are an argument. It is hashable, so a jitted function may close
+  over it.
+
+  Attributes:
+    module: takes `(x_t, clock, text, text_mask)`, returns its own output.
+    process: the noise process it was trained on.
+    prediction: what the output means, one of `process.PREDICTIONS`.
+    shift: the time shift of its sampling and training grids; 1 is none.
+  """
+
+  module: nn.Module
+  process: Process
+  prediction: str
+  shift: float = 1.0
+
+  @property
+  def config(self) -> Any:
+    """The module's own config dataclass."""
+    return self.module.config
+
+  def clock(self, t: Array) -> Array:
+    """Maps `t` in [0, 1] to the network's units: 1000 t, or an index.
+
+    vp networks count indices 0 … 999, so t = 1 is 999 (1000 t - 1).
+    """
+    ticks = 1000.0 * t.astype(jnp.float32)
+    return ticks - 1.0 if self.process.name == "vp" else ticks
+
+  def init(
+    self,
+    key: chex.PRNGKey,
+    latent_shape: tuple[int, int, int, int],
+    text_shape: tuple[int, int],
+  ) -> Params:
+    """Makes random parameters for latents [T, H, W, C] and text [S, D]."""
+    x = jnp.zeros((1, *latent_shape))
+    text = jnp.zeros((1, *text_shape))
+    variables = self.module.init(key, x, jnp.zeros((1,)), text)
+    return nn.meta.unbox(variables["params"])
+
+  def raw(
+    self,
+    params: Params,
+    x_t: Array,
+    t: Array,
+    text: Array,
+    text_mask: Array | None = None,
+  ) -> Array:
+    """The network's own output [B, T, H, W, C]; see `predict_x0`."""
+    variables = {"params": params}
+    return self.module.apply(variables, x_t, self.clock(t), text, text_mask)
+
+  def predict_x0(
+    self,
+    params: Params,
+    x_t: Array,
+    t: Array,
+    text: Array,
+    text_mask: Array | None = None,
+  ) -> Array:
+    """Predicts the clean latent.
+
+    Args:
+      params: the network's parameters.
+      x_t: [B, T, H, W, C] noised latents.
+      t: [B] times in [0, 1], 1 = noise.
+      text: [B, S, D] text embeddings.
+      text_mask: [B, S], True where there is a word; None is all True.
+
+    Returns:
+      `x0` [B, T, H, W, C] float32.
+    """
+    chex.assert_rank([x_t, t, text], [5, 1, 3])
+    raw = self.raw(params, x_t, t, text, text_mask)
+    return processes.to_x0(self.process, raw, x_t, t, self.prediction)
+
+  def with_config(self, **changes: Any) -> "Denoiser":
+    """A copy whose module config has other fields (dtype, remat, scan)."""
+    config = dataclasses.replace(self.config, **changes)
+    return dataclasses.replace(self, module=type(self.module)(config))
+
+
+def make_wan(config: WanConfig, shift: float = 1.0) -> Denoiser:
+  """A Wan transformer on the flow process, predicting its velocity."""
+  return Denoiser(
+    WanTransformer(config), processes.FlowProcess(), "flow", shift
+  )
+
+
+def count_parameters(params: Params) -> int:
+  """Number of scalars in a tree of parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,124 @@
+"""Layers shared by the video transformers."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dollar_jax.typing import Array
+
+
+class Dense(nn.Module):
+  """A linear layer over the last axis, in `dtype`, parameters in float32.
+
+  Attributes:
+    features: output width.
+    axes: logical names of the kernel's two axes, for sharding.
+    dtype: compute type.
+    use_bias: whether to add a bias.
+  """
+
+  features: int
+  axes: tuple[str, str] = ("embed", "mlp")
+  dtype: jnp.dtype = jnp.float32
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps [..., D] to [..., features]."""
+    kernel = self.param(
+      "kernel",
+      nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes),
+      (x.shape[-1], self.features),
+    )
+    rows = x.astype(self.dtype)
+    # XLA's CPU backend is nearly twice as fast on the backward pass of a
+    # matrix product as on that of a batched one; elsewhere a merge of the
+    # sharded batch and token axes would cost a reshard.
+    flat = jax.default_backend() == "cpu" and x.ndim > 2
+    if flat:
+      rows = rows.reshape(-1, x.shape[-1])
+    y = rows @ kernel.astype(self.dtype)
+    if self.use_bias:
+      bias = self.param(
+        "bias",
+        nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+        (self.features,),
+      )
+      y = y + bias.astype(self.dtype)
+    return y.reshape(*x.shape[:-1], self.features) if flat else y
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm with a weight, statistics in float32."""
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last axis; keeps shape and type."""
+    weight = self.param(
+      "weight",
+      nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+      (x.shape[-1],),
+    )
+    x32 = x.astype(jnp.float32)
+    variance = jnp.mean(x32**2, axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(variance + self.eps) * weight).astype(x.dtype)
+
+
+def layer_norm(x: Array, eps: float) -> Array:
+  """LayerNorm without weights over the last axis; returns float32."""
+  x = x.astype(jnp.float32)
+  x = x - jnp.mean(x, axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps)
+
+
+class LayerNorm(nn.Module):
+  """LayerNorm with weight and bias, computed and returned in float32."""
+
+  eps: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Normalises the last axis of [..., D]."""
+    shape = (x.shape[-1],)
+    named = nn.with_logical_partitioning
+    weight = self.param("weight", named(nn.initializers.ones, ("norm",)), shape)
+    bias = self.param("bias", named(nn.initializers.zeros, ("norm",)), shape)
+    return layer_norm(x, self.eps) * weight + bias
+
+
+def sinusoidal_embedding(clock: Array, dim: int) -> Array:
+  """Returns [B, dim] float32: cosines first, then sines, period to 10,000.
+
+  diffusers' `Timesteps(flip_sin_to_cos=True, downscale_freq_shift=0)`.
+  """
+  half = dim // 2
+  exponent = -math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half
+  angle = clock.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None]
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class MLP(nn.Module):
+  """Two linear layers with a non-linearity between.
+
+  Attributes:
+    hidden: width between.
+    features: output width.
+    activation: "silu" or "gelu" (tanh form).
+    dtype: compute type.
+  """
+
+  hidden: int
+  features: int
+  activation: str = "gelu"
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """Maps [..., D] to [..., features]."""
+    act = {"silu": nn.silu, "gelu": nn.gelu}[self.activation]
+    h = act(Dense(self.hidden, ("embed", "mlp"), self.dtype, name="up")(x))
+    return Dense(self.features, ("mlp", "embed"), self.dtype, name="down")(h)

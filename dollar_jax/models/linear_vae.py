@@ -1,0 +1,161 @@
+"""The optimal linear space-time patch autoencoder (PCA), fit from clips.
+
+It stands where a video VAE will: `encode` and `decode` with true latents and
+a true decoder, at no training cost. Principal components of patches of
+`patch` pixels are the best linear code of that size in squared error.
+"""
+
+import dataclasses
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dollar_jax.typing import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearVAE:
+  """Frames uint8 [B, F, H, W, 3] ⇄ latents float32 [B, T, h, w, C].
+
+  Attributes:
+    basis: [patch pixels * 3, C] orthonormal columns.
+    mean: [patch pixels * 3] mean patch, pixels in [-1, 1].
+    scale: [C] deviation by which each channel is divided.
+    patch: frames, rows and columns of pixels under one latent.
+  """
+
+  basis: Array
+  mean: Array
+  scale: Array
+  patch: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def fit(
+    cls,
+    frames: np.ndarray,
+    patch: tuple[int, int, int] = (4, 8, 8),
+    channels: int = 32,
+    whitening: float = 0.5,
+  ) -> "LinearVAE":
+    """Fits the principal components of the clips' patches.
+
+    Args:
+      frames: uint8 [N, F, H, W, 3].
+      patch: frames, rows, columns under one latent position.
+      channels: C, number of components kept.
+      whitening: 0 divides every channel by one common deviation (latent
+        distances are pixel distances), 1 each by its own; between, the
+        channels' spread is that power of itself.
+
+    Raises:
+      ValueError: if the clips do not divide into patches or C is too large.
+    """
+    patches = np.asarray(_patchify(_to_signal(jnp.asarray(frames)), patch))
+    patches = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
+    if not 1 <= channels <= patches.shape[-1]:
+      raise ValueError(
+        f"latent channels is {channels}; patches of {patch} hold 1 to "
+        f"{patches.shape[-1]}"
+      )
+    mean = patches.mean(axis=0)
+    covariance = np.cov(patches, rowvar=False, bias=True)
+    variance, vectors = np.linalg.eigh(covariance)
+    variance = np.maximum(variance[::-1][:channels], 1e-12)
+    basis = vectors[:, ::-1][:, :channels]
+    # eigh leaves the sign open: make the largest entry of each positive
+    largest = np.abs(basis).argmax(axis=0)
+    basis = basis * np.sign(basis[largest, np.arange(channels)])
+    scale = variance ** (whitening / 2)
+    scale = scale * np.sqrt(np.mean(variance / scale**2))
+    arrays = (np.asarray(a, np.float32) for a in (basis, mean, scale))
+    return cls(*arrays, patch=tuple(patch))
+
+  def encode(self, frames: Array) -> Array:
+    """uint8 [B, F, H, W, 3] → float32 [B, F/p, H/q, W/r, C], unit variance.
+
+    Raises:
+      ValueError: if the clip does not divide into patches.
+    """
+    patches = _patchify(_to_signal(frames), self.patch)
+    return ((patches - self.mean) @ self.basis) / self.scale
+
+  def decode_signal(self, latents: Array) -> Array:
+    """float32 latents → float32 pixels in about [-1, 1], not clipped."""
+    pixels = (latents * self.scale) @ self.basis.T + self.mean
+    i, j, k = self.patch
+    return einops.rearrange(
+      pixels,
+      "b t h w (i j k c) -> b (t i) (h j) (w k) c",
+      i=i,
+      j=j,
+      k=k,
+      c=3,
+    )
+
+  def decode(self, latents: Array) -> Array:
+    """float32 [B, T, h, w, C] → uint8 [B, F, H, W, 3]."""
+    pixels = (self.decode_signal(latents) + 1.0) * 127.5
+    return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+
+  def latent_shape(
+    self, frames: int, height: int, width: int
+  ) -> tuple[int, int, int, int]:
+    """Shape [T, h, w, C] of the latent of an [F, H, W] clip.
+
+    Raises:
+      ValueError: if the clip does not divide into patches.
+    """
+    _check_divides((frames, height, width), self.patch)
+    i, j, k = self.patch
+    return frames // i, height // j, width // k, self.basis.shape[1]
+
+  def psnr(self, frames: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of `decode(encode(frames))`."""
+    back = jax.jit(lambda x: self.decode(self.encode(x)))(jnp.asarray(frames))
+    error = np.asarray(back, np.float64) - np.asarray(frames, np.float64)
+    return float(10 * np.log10(255.0**2 / np.mean(error**2)))
+
+  @property
+  def config(self) -> dict:
+    """What config.json holds beside the arrays."""
+    return {"patch": list(self.patch), "channels": self.basis.shape[1]}
+
+  @property
+  def arrays(self) -> dict[str, np.ndarray]:
+    """What the safetensors file holds."""
+    names = ("basis", "mean", "scale")
+    return {name: np.asarray(getattr(self, name)) for name in names}
+
+  @classmethod
+  def from_arrays(cls, config: dict, arrays: dict) -> "LinearVAE":
+    """Rebuilds a codec from `config` and `arrays`."""
+    return cls(**arrays, patch=tuple(config["patch"]))
+
+
+def _to_signal(frames: Array) -> Array:
+  return frames.astype(jnp.float32) / 127.5 - 1.0
+
+
+def _check_divides(sizes: tuple, patch: tuple) -> None:
+  if any(size % p for size, p in zip(sizes, patch, strict=True)):
+    raise ValueError(
+      f"a clip of {tuple(sizes)} (frames, height, width) does not divide into "
+      f"patches of {tuple(patch)}; crop it to multiples"
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _patchify(pixels: Array, patch: tuple[int, int, int]) -> Array:
+  _check_divides(pixels.shape[1:4], patch)
+  i, j, k = patch
+  return einops.rearrange(
+    pixels,
+    "b (t i) (h j) (w k) c -> b t h w (i j k c)",
+    i=i,
+    j=j,
+    k=k,
+  )

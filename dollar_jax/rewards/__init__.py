@@ -1,0 +1,1 @@
+"""Rewards of decoded videos, and their registry."""

@@ -1,0 +1,244 @@
+"""Rewards: any function of a clip, by name, and scoring that survives them.
+
+A reward takes `frames` uint8 [B, F, H, W, 3] and `prompts`, a list of B
+strings, and returns B numbers; higher is better. It may be any Python: a
+network, a file size, a call to a service. Nothing differentiates it.
+
+    @register("brightness", kind="image")
+    def brightness(frames, prompts):
+      return frames.mean(axis=(1, 2, 3, 4))
+
+A reward outside the package is named "MODULE:FUNCTION".
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+KINDS = ("image", "video")
+"""Scores frame by frame, or the clip as a whole."""
+
+BUILT_IN = (
+  "dollar_jax.rewards.image_quality",
+  "dollar_jax.rewards.motion",
+)
+"""Modules that register the rewards of this package when imported."""
+
+RewardFn = Callable[[np.ndarray, list[str]], Any]
+
+_REGISTRY: dict[str, "Reward"] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+  """A reward and what a model of it has to know; callable like its function.
+
+  Attributes:
+    name: the name it was asked for by.
+    fn: `fn(frames uint8 [B, F, H, W, 3], prompts) -> float32 [B]`.
+    kind: "image" if it is a mean of scores of single frames, so that a
+      frame-wise model can learn it, else "video".
+    uses_text: whether it reads the prompts.
+    num_frames: frames drawn evenly, first and last included, from every clip
+      before `fn` sees it; None: all.
+  """
+
+  name: str
+  fn: RewardFn
+  kind: str = "video"
+  uses_text: bool = False
+  num_frames: int | None = None
+
+  def __post_init__(self):
+    if self.kind not in KINDS:
+      raise ValueError(
+        f"kind of reward {self.name!r} is {self.kind!r}; it must be one of "
+        f"{', '.join(KINDS)}"
+      )
+    if self.num_frames is not None and self.num_frames < 1:
+      raise ValueError(
+        f"num_frames of reward {self.name!r} is {self.num_frames}; it must be "
+        "at least 1, or None for every frame"
+      )
+
+  def __call__(self, frames: np.ndarray, prompts: list[str]) -> Any:
+    """Calls `fn` on the frames it asked for; what it raises passes through."""
+    if self.num_frames is not None and self.num_frames < frames.shape[1]:
+      drawn = np.linspace(0, frames.shape[1] - 1, self.num_frames)
+      frames = frames[:, np.round(drawn).astype(int)]
+    return self.fn(frames, prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failures:
+  """What went wrong in one call of a reward.
+
+  Attributes:
+    count: samples without a value.
+    total: samples asked for, B.
+    reason: why, or None if nothing failed.
+  """
+
+  count: int
+  total: int
+  reason: str | None = None
+
+
+def register(
+  name: str,
+  *,
+  kind: str = "video",
+  prompted: bool = False,
+  num_frames: int | None = None,
+) -> Callable[[RewardFn], RewardFn]:
+  """Makes a function known as a reward; returns it unchanged.
+
+  Args:
+    name: what `--config.reward.name` says; no colon.
+    kind: "image" or "video", see `Reward`.
+    prompted: whether the function reads the prompts.
+    num_frames: frames it wants of every clip, see `Reward`.
+
+  Raises:
+    ValueError: for a name taken by another function, or with a colon.
+  """
+
+  def decorate(fn: RewardFn) -> RewardFn:
+    if ":" in name or not name:
+      raise ValueError(
+        f"reward name {name!r} is empty or has a colon, which is kept for "
+        "MODULE:FUNCTION; use a plain word"
+      )
+    known = _REGISTRY.get(name)
+    # the same function comes twice when its module is reloaded
+    if known is not None and _origin(known.fn) != _origin(fn):
+      raise ValueError(
+        f"reward name {name!r} is taken by {_origin(known.fn)}; choose another"
+      )
+    _REGISTRY[name] = Reward(name, fn, kind, prompted, num_frames)
+    return fn
+
+  return decorate
+
+
+def known_rewards() -> list[str]:
+  """Names that are registered, the package's own included, in order."""
+  for module in BUILT_IN:
+    importlib.import_module(module)
+  return sorted(_REGISTRY)
+
+
+def get_reward(name: str) -> Reward:
+  """Finds a reward.
+
+  Args:
+    name: a registered name, or "MODULE:FUNCTION" for a function outside the
+      package. If that function is not decorated with `register`, it is taken
+      to judge whole clips and to read the prompts.
+
+  Raises:
+    ValueError: if there is no such reward, or its module does not import.
+  """
+  if ":" in name:
+    return _from_module(name)
+  known = known_rewards()
+  if name not in known:
+    close = difflib.get_close_matches(name, known, 1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(
+      f"reward {name!r} is unknown; {hint}known are {', '.join(known)}, and "
+      "MODULE:FUNCTION names one of your own"
+    )
+  return _REGISTRY[name]
+
+
+def _from_module(name: str) -> Reward:
+  module_name, _, function = name.partition(":")
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:  # whatever a stranger's module raises
+    raise ValueError(
+      f"module {module_name!r} of reward {name!r} does not import "
+      f"({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
+    ) from error
+  fn = getattr(module, function, None) if function else None
+  if not callable(fn):
+    named = [n for n in vars(module) if callable(getattr(module, n))]
+    close = difflib.get_close_matches(function, named, 1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else "check its spelling"
+    raise ValueError(
+      f"module {module_name!r} has no function {function!r} for reward "
+      f"{name!r}; {hint}"
+    )
+  for known in _REGISTRY.values():
+    if known.fn is fn:
+      return dataclasses.replace(known, name=name)
+  if isinstance(fn, Reward):
+    return fn
+  return Reward(name, fn, kind="video", uses_text=True)
+
+
+def score(
+  reward: Reward, frames: np.ndarray, prompts: list[str]
+) -> tuple[np.ndarray, Failures]:
+  """Scores clips; a reward that fails costs its labels, never the run.
+
+  Args:
+    reward: what to score with.
+    frames: uint8 [B, F, H, W, 3].
+    prompts: B strings.
+
+  Returns:
+    float32 [B], NaN where there is no value (all of them if the reward raised
+    or returned another shape, those that were not finite otherwise), and what
+    failed.
+
+  Raises:
+    ValueError: if frames or prompts are wrong; that is the caller's mistake.
+  """
+  check_frames(frames)
+  total = len(frames)
+  if len(prompts) != total:
+    raise ValueError(
+      f"{total} clips came with {len(prompts)} prompts; give one for each"
+    )
+  nothing = np.full(total, np.nan, np.float32)
+  try:
+    raw = reward(frames, list(prompts))
+    with np.errstate(over="ignore"):  # too large for float32 is not finite
+      values = np.asarray(raw, np.float32)
+  except Exception as error:  # a stranger's code may raise anything
+    return nothing, Failures(total, total, f"{type(error).__name__}: {error}")
+  if values.shape != (total,):
+    return nothing, Failures(
+      total,
+      total,
+      f"returned shape {values.shape} instead of ({total},)",
+    )
+  finite = np.isfinite(values)
+  if finite.all():
+    return values, Failures(0, total)
+  missing = int(total - finite.sum())
+  return np.where(finite, values, np.float32(np.nan)), Failures(
+    missing, total, f"returned {missing} of {total} values not finite"
+  )
+
+
+def check_frames(frames: np.ndarray) -> None:
+  """Raises ValueError unless `frames` is uint8 [B, F, H, W, 3], B, F >= 1."""
+  shape, dtype = np.shape(frames), getattr(frames, "dtype", None)
+  good = len(shape) == 5 and shape[-1] == 3 and min(shape) > 0
+  if not good or dtype != np.uint8:
+    raise ValueError(
+      f"frames are {dtype} {list(shape)}; rewards take uint8 [B, F, H, W, 3], "
+      "none of them zero"
+    )
+
+
+def _origin(fn: Any) -> str:
+  module = getattr(fn, "__module__", "?")
+  return f"{module}:{getattr(fn, '__qualname__', repr(fn))}"

@@ -1,0 +1,314 @@
+"""What a training run can be told, as frozen dataclasses.
+
+A config file returns an `ml_collections.ConfigDict`; `from_config_dict` turns
+it into a `TrainConfig` at the edge of the program, and nothing further in
+ever sees a ConfigDict.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from dollar_jax.models.latent_reward import LatentRewardConfig
+from dollar_jax.models.wan import WanConfig
+
+TASKS = ("teacher", "distill")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """One network's optimiser.
+
+  Attributes:
+    name: "adamw" or "muon" (matrices by Muon, the rest by Adam).
+    learning_rate: peak learning rate.
+    warmup_steps: updates of linear warm-up.
+    schedule: "constant", "cosine" or "linear", to zero at the last update.
+    b1: first-moment decay (Muon's momentum too).
+    b2: second-moment decay.
+    weight_decay: decoupled weight decay, on matrices only.
+    clip_norm: largest global gradient norm; 0 does not clip.
+    moment_dtype: type of the first moment, "float32" or "bfloat16".
+    ema: decay of the parameter average, warmed up; 0 keeps none.
+    accumulate: microbatches a step is split into.
+  """
+
+  name: str = "adamw"
+  learning_rate: float = 1e-4
+  warmup_steps: int = 0
+  schedule: str = "constant"
+  b1: float = 0.9
+  b2: float = 0.999
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  moment_dtype: str = "float32"
+  ema: float = 0.0
+  accumulate: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where videos and prompts come from.
+
+  Attributes:
+    source: "moving_digits", or the folder of a prepared latent set.
+    batch_size: global batch of a step.
+    clips: for "moving_digits", how many training clips to draw.
+    channels: for a new codec, its latent channels.
+    whitening: for a new codec, see `LinearVAE.fit`.
+    caption_dropout: share of captions dropped in teacher training.
+  """
+
+  source: str = "moving_digits"
+  batch_size: int = 32
+  clips: int = 4000
+  channels: int = 32
+  whitening: float = 0.5
+  caption_dropout: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+  """The losses of the few-step student (method of arXiv 2412.15689).
+
+  Attributes:
+    grid: the K times at which the student is evaluated, 1 first; a single
+      whole number K, written `(K,)` with K > 1, is not a grid: use
+      `num_steps`.
+    num_steps: K of an even grid (with the model's shift) if `grid` is empty.
+    inputs: "simulate" (the student's own rollouts; prompts suffice) or
+      "data" (noised real latents).
+    fresh_noise: share of fresh noise between steps, 0 to 1.
+    guidance: standard guidance scale of the teacher.
+    vsd_weight: weight of variational score distillation.
+    cd_weight: weight of consistency distillation, beta_CD.
+    reward_weight: weight of the latent reward, beta_FT.
+    score_steps: fake-score updates per student update.
+    time_low: lower end of the score times, before the shift.
+    time_high: upper end.
+    cd_grid: N, points of the teacher's grid for consistency.
+    cd_jump: k, grid points the teacher jumps.
+    huber: pseudo-Huber constant of the consistency loss.
+  """
+
+  grid: tuple[float, ...] = ()
+  num_steps: int = 4
+  inputs: str = "simulate"
+  fresh_noise: float = 1.0
+  guidance: float = 3.0
+  vsd_weight: float = 1.0
+  cd_weight: float = 0.5
+  reward_weight: float = 0.0
+  score_steps: int = 5
+  time_low: float = 0.02
+  time_high: float = 0.98
+  cd_grid: int = 50
+  cd_jump: int = 5
+  huber: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """The metric, its labelling, and how the latent reward model learns it.
+
+  Attributes:
+    name: a registered reward or "MODULE:FUNCTION".
+    every: student updates between refreshes of the latent reward model.
+    warmup_labels: samples labelled before the first student update.
+    warmup_steps: updates of the latent reward model on those.
+    labels: samples labelled at every refresh.
+    steps: its updates at every refresh.
+    batch_size: labelled samples in one of its updates.
+    capacity: labelled samples kept for replay.
+    background: whether workers label while the accelerator trains; False
+      labels in line, so that resuming stays exact.
+    max_failures: failed calls of the reward in a row that stop the run.
+  """
+
+  name: str = "jpeg_compressibility"
+  every: int = 10
+  warmup_labels: int = 512
+  warmup_steps: int = 200
+  labels: int = 128
+  steps: int = 20
+  batch_size: int = 64
+  capacity: int = 1024
+  background: bool = False
+  max_failures: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When state is saved.
+
+  Attributes:
+    every: updates between checkpoints; the last update is always saved.
+    keep: checkpoints kept.
+  """
+
+  every: int = 500
+  keep: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """A whole run.
+
+  Attributes:
+    task: "teacher" or "distill" (with or without a reward).
+    steps: updates of the teacher, or of the student.
+    seed: seed of every random stream.
+    teacher: for "distill", a model folder or run, or "embedded".
+    student: a model folder or run to start the student from; empty is the
+      teacher. A run also lends its fake score.
+    dtype: compute type of the trained networks.
+    frozen_dtype: type in which frozen networks are kept and computed.
+    remat: what the backward pass recomputes, "none" or a name in
+      `models.wan.REMAT_POLICIES`.
+    scan: whether a network's blocks run under `nn.scan`: compiles faster,
+      runs slower on a CPU.
+    log_every: updates between lines of metrics.
+    model: the transformer, for "teacher".
+    shift: the model's time shift, for "teacher".
+    data: see `DataConfig`.
+    optimizer: of the teacher or the student.
+    score_optimizer: of the fake score.
+    reward_optimizer: of the latent reward model.
+    distill: see `DistillConfig`.
+    reward: see `RewardConfig`.
+    latent_reward: size of the latent reward model.
+    checkpoint: see `CheckpointConfig`.
+    tensorboard: whether to write TensorBoard events beside the JSON lines.
+  """
+
+  task: str = "teacher"
+  steps: int = 1000
+  seed: int = 0
+  teacher: str = "embedded"
+  student: str = ""
+  dtype: str = "float32"
+  frozen_dtype: str = "float32"
+  remat: str = "none"
+  scan: bool = True
+  log_every: int = 10
+  model: WanConfig = WanConfig()
+  shift: float = 1.0
+  data: DataConfig = DataConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  score_optimizer: OptimizerConfig = OptimizerConfig()
+  reward_optimizer: OptimizerConfig = OptimizerConfig()
+  distill: DistillConfig = DistillConfig()
+  reward: RewardConfig = RewardConfig()
+  latent_reward: LatentRewardConfig = LatentRewardConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+  tensorboard: bool = False
+
+  def __post_init__(self):
+    _check(self.task in TASKS, "task", self.task, f"one of {TASKS}")
+    _check(self.steps >= 1, "steps", self.steps, "at least 1")
+    _check(self.log_every >= 1, "log_every", self.log_every, "at least 1")
+    _check(self.shift > 0, "shift", self.shift, "above 0")
+    batch, split = self.data.batch_size, self.optimizer.accumulate
+    _check(batch >= 1, "data.batch_size", batch, "at least 1")
+    _check(split >= 1, "optimizer.accumulate", split, "at least 1")
+    _check(
+      batch % split == 0,
+      "data.batch_size",
+      batch,
+      f"a multiple of optimizer.accumulate ({split})",
+    )
+    _check(
+      self.checkpoint.every >= 1,
+      "checkpoint.every",
+      self.checkpoint.every,
+      "at least 1",
+    )
+    for name in ("dtype", "frozen_dtype"):
+      value = getattr(self, name)
+      allowed = ("float32", "bfloat16")
+      _check(value in allowed, name, value, f"one of {allowed}")
+    if self.task == "distill":
+      _check_distill(self.distill)
+
+
+def _check(good: bool, name: str, value: Any, want: str) -> None:
+  if not good:
+    raise ValueError(f"config.{name} is {value!r}; it must be {want}")
+
+
+def _check_distill(d: DistillConfig) -> None:
+  def check(good: bool, name: str, want: str) -> None:
+    _check(good, f"distill.{name}", getattr(d, name), want)
+
+  check(d.num_steps >= 1, "num_steps", "at least 1")
+  check(d.inputs in ("simulate", "data"), "inputs", "'simulate' or 'data'")
+  check(0 <= d.fresh_noise <= 1, "fresh_noise", "between 0 and 1")
+  check(d.vsd_weight >= 0, "vsd_weight", "0 or more")
+  check(d.cd_weight >= 0, "cd_weight", "0 or more")
+  check(d.reward_weight >= 0, "reward_weight", "0 or more")
+  total = d.vsd_weight + d.cd_weight + d.reward_weight
+  check(total > 0, "vsd_weight", "above 0, or another weight must be")
+  check(d.score_steps >= 1, "score_steps", "at least 1")
+  ordered = 0 <= d.time_low < d.time_high <= 1
+  check(ordered, "time_low", f"from 0 to below time_high ({d.time_high})")
+  check(1 <= d.cd_jump <= d.cd_grid, "cd_jump", f"1 to {d.cd_grid} (cd_grid)")
+  check(d.huber > 0, "huber", "above 0")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """A config dataclass as plain nested dicts, tuples as lists."""
+  plain = dataclasses.asdict(config)
+  return _listed(plain)
+
+
+def _listed(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {k: _listed(v) for k, v in value.items()}
+  return [_listed(v) for v in value] if isinstance(value, tuple) else value
+
+
+def from_config_dict(
+  values: Mapping[str, Any], kind: type = TrainConfig, prefix: str = "config"
+) -> Any:
+  """Builds a config dataclass from nested mappings, checking every entry.
+
+  Args:
+    values: a ConfigDict or dict; what is absent keeps its default.
+    kind: the dataclass to build.
+    prefix: how the error messages call it.
+
+  Raises:
+    ValueError: for an unknown key, a value of the wrong type, or one outside
+      its limits.
+  """
+  hints = typing.get_type_hints(kind)
+  unknown = sorted(set(values) - set(hints))
+  if unknown:
+    raise ValueError(
+      f"{prefix} has no entry {unknown[0]!r}; it has {', '.join(hints)}"
+    )
+  out = {}
+  for name in values:
+    out[name] = _convert(values[name], hints[name], f"{prefix}.{name}")
+  return kind(**out)
+
+
+def _convert(value: Any, want: Any, name: str) -> Any:
+  if dataclasses.is_dataclass(want):
+    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+      raise ValueError(f"{name} is {value!r}; it must be a group of entries")
+    return from_config_dict(dict(value.items()), want, name)
+  origin = typing.get_origin(want)
+  if origin is tuple and isinstance(value, list | tuple):
+    inner = typing.get_args(want)[0]
+    return tuple(_convert(v, inner, name) for v in value)
+  if origin in (types.UnionType, typing.Union):
+    return value
+  if want is float and type(value) is int:
+    return float(value)
+  if origin is None and type(value) is want:
+    return value
+  label = getattr(want, "__name__", str(want))
+  raise ValueError(f"{name} is {value!r}; it must be of type {label}")

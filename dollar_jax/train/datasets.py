@@ -1,0 +1,110 @@
+"""The data of a run: opened where prepared, made where embedded."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from dollar_jax.data import latents, moving_digits
+from dollar_jax.data.latents import Example
+from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
+from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.train.config import DataConfig
+from dollar_jax.typing import Array
+
+EMBEDDED = "moving_digits"
+"""Name of the data set that comes with the package."""
+
+_CODEC_PATCH = (4, 8, 8)
+_TEXT_DIM = 64
+_CHUNK = 256
+
+
+class Codec(Protocol):
+  """Pixels to latents and back, as `models.linear_vae.LinearVAE`."""
+
+  def encode(self, frames: Array) -> Array:
+    """uint8 [B, F, H, W, 3] → float32 [B, T, h, w, C]."""
+
+  def decode(self, latents: Array) -> Array:
+    """float32 [B, T, h, w, C] → uint8 [B, F, H, W, 3]."""
+
+
+def digits_codec(config: DataConfig) -> LinearVAE:
+  """Fits the linear codec on training clips."""
+  clips = moving_digits.make_clips("train", min(config.clips, 2000))
+  return LinearVAE.fit(
+    clips.frames, _CODEC_PATCH, config.channels, config.whitening
+  )
+
+
+def digits_clip_shape() -> tuple[int, int, int]:
+  """Frames, height and width of the embedded clips."""
+  return moving_digits.FRAMES, moving_digits.SIZE, moving_digits.SIZE
+
+
+def digits_text_encoder() -> WordEncoder:
+  """The word-level encoder of the 40 captions."""
+  captions = moving_digits.all_captions()
+  words = sorted({word for text in captions for word in text.split()})
+  longest = max(len(text.split()) for text in captions)
+  return WordEncoder.create(words, _TEXT_DIM, longest)
+
+
+def open_data(
+  config: DataConfig, codec: Codec, encoder: TextEncoder, folder: str
+) -> Any:
+  """Opens a run's latent set; the embedded one is made in `folder` first.
+
+  Args:
+    config: which data.
+    codec: encodes clips of the embedded set.
+    encoder: encodes its captions.
+    folder: where the embedded set's latents are kept.
+
+  Returns:
+    Random access to dicts of `latents` [T, H, W, C], `text` [S, D],
+    `text_mask` [S] and `prompt`.
+
+  Raises:
+    ValueError: if the source is neither embedded nor a prepared folder.
+  """
+  if config.source != EMBEDDED:
+    return latents.read(config.source)
+  folder = str(epath.Path(folder) / f"{EMBEDDED}-{config.clips}")
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself
+    builder = moving_digits.MovingDigits(
+      data_dir=folder, clips=config.clips, file_format="array_record"
+    )
+    builder.download_and_prepare()
+    source = builder.as_data_source(split="train")
+    shape = source[0]["frames"].shape
+    text = encoder.encode([""])[0]
+    latents.write(
+      folder,
+      _encode(source, codec, encoder),
+      jax.eval_shape(
+        codec.encode, jax.ShapeDtypeStruct((1, *shape), np.uint8)
+      ).shape[1:],
+      text.shape[1:],
+    )
+  return latents.read(f"{folder}/latents/{latents.Latents.VERSION}")
+
+
+def _encode(
+  source: Any, codec: Codec, encoder: TextEncoder
+) -> Iterator[Example]:
+  encode = jax.jit(codec.encode)
+  for start in range(0, len(source), _CHUNK):
+    rows = [source[i] for i in range(start, min(start + _CHUNK, len(source)))]
+    prompts = [row["prompt"].decode() for row in rows]
+    encoded = np.asarray(encode(np.stack([row["frames"] for row in rows])))
+    text, mask = encoder.encode(prompts)
+    for parts in zip(encoded, text, mask, prompts, strict=True):
+      yield Example(*parts)

@@ -1,0 +1,154 @@
+"""The training loop: cadence, progress, metrics, checkpoints, stopping."""
+
+import zlib
+from typing import Any, Protocol
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from dollar_jax.parallel.mesh import make_mesh, shard_batch
+from dollar_jax.train.checkpoint import Checkpointer
+from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.metrics import MetricsLog
+from dollar_jax.typing import Array, PyTree
+
+MAX_SKIPPED_IN_ROW = 10
+"""Updates skipped in a row for a non-finite loss that stop a run."""
+
+
+class Batches:
+  """Draws training batches onto the devices.
+
+  Attributes:
+    iterator: the grain iterator, whose state is checkpointed.
+  """
+
+  def __init__(self, iterator: grain.DatasetIterator):
+    self.iterator = iterator
+    self._mesh = make_mesh()
+
+  def next(self) -> tuple[PyTree, list[str]]:
+    """Returns the next batch of arrays, sharded, and its prompts."""
+    batch = dict(next(self.iterator))
+    prompts = [str(p) for p in batch.pop("prompt")]
+    return shard_batch(batch, self._mesh), prompts
+
+
+class Task(Protocol):
+  """One kind of training: a teacher, or a student with its critics."""
+
+  description: dict[str, Any]
+  """What must be equal for a checkpoint to fit."""
+
+  def init(self) -> PyTree:
+    """Returns the state before the first update."""
+
+  def update(
+    self, state: PyTree, batches: Batches, index: int
+  ) -> tuple[PyTree, dict[str, Array]]:
+    """Does update number `index`, from 0; metrics stay on the device."""
+
+  def to_saved(self, state: PyTree) -> PyTree:
+    """The state as the checkpoint keeps it, with what the host holds."""
+
+  def from_saved(self, saved: PyTree) -> PyTree:
+    """Inverse of `to_saved`."""
+
+  def close(self) -> None:
+    """Ends what runs in the background."""
+
+
+def named_key(seed: int, name: str, step: int, index: int = 0) -> Array:
+  """The random key of one use at one step: resuming needs no stored stream."""
+  # A uint32 put there explicitly is no implicit transfer in the loop.
+  data = np.array([zlib.crc32(name.encode()), step, index], np.uint32)
+  return _fold(jax.random.key(seed), jax.device_put(data))
+
+
+@jax.jit
+def _fold(key: Array, data: Array) -> Array:
+  for i in range(3):
+    key = jax.random.fold_in(key, data[i])
+  return key
+
+
+def fit(
+  task: Task,
+  batches: Batches,
+  config: TrainConfig,
+  workdir: str,
+  progress: bool = True,
+) -> PyTree:
+  """Trains to `config.steps`, going on from the newest checkpoint if any.
+
+  The order is: update, log, save; a batch is drawn only inside an update, so
+  that the saved iterator stands exactly between two updates.
+
+  Args:
+    task: what to train.
+    batches: where its batches come from.
+    config: the run.
+    workdir: its folder: `checkpoints/`, `metrics.jsonl`.
+    progress: whether to show a bar.
+
+  Returns:
+    The final state.
+
+  Raises:
+    ValueError: if updates are not finite ten times in a row.
+  """
+  checkpointer = Checkpointer(workdir, config.checkpoint, task.description)
+  state, start = task.init(), 0
+  restored = checkpointer.restore(task.to_saved(state), batches.iterator)
+  if restored is not None:
+    start, state = restored[0], task.from_saved(restored[1])
+  log = MetricsLog(workdir, start, config.tensorboard)
+  bar = tqdm(
+    range(start, config.steps),
+    initial=start,
+    total=config.steps,
+    desc=config.task,
+    unit="step",
+    disable=not progress,
+    mininterval=1.0,
+  )
+  behind: dict[str, Array] = {}
+  try:
+    for index in bar:
+      step = index + 1
+      state, metrics = task.update(state, batches, index)
+      # the check reads the step before, so the device never waits for it
+      _check_finite(behind, index)
+      behind = metrics
+      if step % config.log_every == 0 or step == config.steps:
+        row = jax.device_get(metrics)
+        log.write(step, row)
+        shown = {k: f"{float(v):.3g}" for k, v in list(row.items())[:4]}
+        bar.set_postfix(shown, refresh=False)
+      if step % config.checkpoint.every == 0 or step == config.steps:
+        _check_finite(behind, step)
+        saved = task.to_saved(state)
+        checkpointer.save(step, saved, batches.iterator, step == config.steps)
+    checkpointer.wait()
+  finally:
+    bar.close()
+    log.close()
+    task.close()
+    checkpointer.close()
+  return state
+
+
+def _check_finite(metrics: dict[str, Array], step: int) -> None:
+  for name, value in metrics.items():
+    if not name.endswith("skipped_in_row"):
+      continue
+    if int(jnp.asarray(value)) >= MAX_SKIPPED_IN_ROW:
+      network = name.removesuffix("skipped_in_row").strip("_") or "network"
+      raise ValueError(
+        f"the {network}'s loss or gradient was not finite in "
+        f"{MAX_SKIPPED_IN_ROW} updates in a row, up to step {step}; lower "
+        "its learning rate, or go on from an earlier checkpoint"
+      )

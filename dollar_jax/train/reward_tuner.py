@@ -1,0 +1,230 @@
+"""The latent reward model beside the student: labels, replay, refreshes."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from dollar_jax.losses.reward import RewardStatistics
+from dollar_jax.models.latent_reward import LatentReward
+from dollar_jax.parallel.mesh import make_mesh, replicate, shard_batch
+from dollar_jax.rewards.base import get_reward
+from dollar_jax.train import state as states
+from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.labels import (
+  LabelBuffer,
+  LabelCounts,
+  LabelledBatch,
+  Labeller,
+  spearman,
+)
+from dollar_jax.train.loop import Batches, named_key
+from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.reward_step import make_reward_step
+from dollar_jax.train.state import NetworkState
+from dollar_jax.train.student_step import Student
+from dollar_jax.typing import Array, Params
+
+@struct.dataclass
+class RewardState:
+  """What the latent reward model carries from step to step.
+
+  Attributes:
+    network: the model.
+    statistics: mean and deviation of the true rewards at the start of
+      tuning; they stay, so that "one deviation" keeps its meaning.
+  """
+
+  network: NetworkState
+  statistics: RewardStatistics
+
+
+class RewardTuner:
+  """Labels the student's samples and keeps the latent reward model fresh.
+
+  Attributes:
+    model: the Linen module, its kind taken from the reward.
+  """
+
+  def __init__(
+    self,
+    config: TrainConfig,
+    student: Student,
+    decode_fn: Callable[[Array], Array],
+    latent_shape: tuple[int, ...],
+    text_shape: tuple[int, int],
+  ):
+    """Finds the reward and starts its labeller.
+
+    Args:
+      config: the run.
+      student: whose samples are labelled.
+      decode_fn: latents [B, T, H, W, C] → frames uint8 [B, F, H, W, 3].
+      latent_shape: T, H, W, C.
+      text_shape: S, D.
+
+    Raises:
+      ValueError: if there is no such reward.
+    """
+    self._config, settings = config, config.reward
+    reward = get_reward(settings.name)
+    self.model = LatentReward(
+      dataclasses.replace(
+        config.latent_reward,
+        kind=reward.kind,
+        text_conditioned=reward.uses_text,
+      )
+    )
+    self._student = student
+    self._draw = jax.jit(student.samples)
+    self._shapes = tuple(latent_shape), tuple(text_shape)
+    self._mesh = make_mesh()
+    updates = settings.warmup_steps + config.steps * settings.steps
+    optimizer = make_optimizer(config.reward_optimizer, updates)
+    self._optimizer = optimizer
+    step = make_reward_step(self.model, optimizer, config.reward_optimizer)
+    self._step = jax.jit(step, donate_argnums=0)
+    self._apply = jax.jit(
+      lambda params, *inputs: self.model.apply({"params": params}, *inputs)
+    )
+    self._labeller = Labeller(
+      decode_fn,
+      reward,
+      max_failures=settings.max_failures,
+      background=settings.background,
+    )
+    text = text_shape if reward.uses_text else None
+    self._buffer = LabelBuffer(
+      settings.capacity, latent_shape, text, config.seed
+    )
+
+  def init(self) -> RewardState:
+    """A fresh latent reward model."""
+    latent, text = self._shapes
+    inputs = np.zeros((1, *latent)), np.zeros((1, *text))
+    key = named_key(self._config.seed, "latent_reward", 0)
+    params = self.model.init(key, *inputs, np.ones((1, text[0]), bool))
+    ema = self._config.reward_optimizer.ema > 0
+    network = states.create(params["params"], self._optimizer, ema)
+    return replicate(
+      RewardState(network, RewardStatistics.create()), self._mesh
+    )
+
+  def warm_up(
+    self, state: RewardState, params: Params, batches: Batches
+  ) -> tuple[RewardState, dict[str, Any]]:
+    """Labels the student's first samples and fits the model to them."""
+    settings = self._config.reward
+    labelled = self._label(params, batches, settings.warmup_labels, 0)
+    self._keep(labelled)
+    statistics = state.statistics
+    for batch in labelled:
+      statistics = statistics.update(batch.values, batch.valid)
+    state = state.replace(statistics=replicate(statistics, self._mesh))
+    return self._fit(state, settings.warmup_steps, 0)
+
+  def refresh(
+    self, state: RewardState, params: Params, batches: Batches, step: int
+  ) -> tuple[RewardState, dict[str, Any]]:
+    """Labels fresh samples, tells how well the model knew them, fits it.
+
+    Returns:
+      The next state and metrics: `true_reward`, `lrm_reward` (the model's
+      estimate, in the reward's own unit), `lrm_spearman` on samples it had
+      not seen, `label_age` in updates, `label_failures` so far.
+    """
+    settings = self._config.reward
+    labelled = self._label(params, batches, settings.labels, step)
+    metrics = self._judge(state, labelled, step)
+    self._keep(labelled)
+    index = settings.warmup_steps + step * settings.steps
+    state, more = self._fit(state, settings.steps, index)
+    return state, {**metrics, **more}
+
+  def _label(
+    self, params: Params, batches: Batches, count: int, step: int
+  ) -> list[LabelledBatch]:
+    drawn = 0
+    while drawn < count:
+      batch, prompts = batches.next()
+      key = named_key(self._config.seed, "labels", step, drawn)
+      x0, text, mask = self._draw(params, batch, key)
+      chosen = [prompts[i] for i in self._student.prompt_rows(len(x0))]
+      self._labeller.submit(step, x0, text, mask, chosen)
+      drawn += len(x0)
+    return self._labeller.collect(block=step == 0)
+
+  def _keep(self, labelled: list[LabelledBatch]) -> None:
+    for batch in labelled:
+      self._buffer.add(batch)
+
+  def _judge(
+    self, state: RewardState, labelled: list[LabelledBatch], step: int
+  ) -> dict[str, Any]:
+    metrics = {"label_failures": self._labeller.counts.failed_labels}
+    if not labelled:
+      return metrics
+    guesses = [
+      np.asarray(
+        self._apply(state.network.params, b.latents, b.text, b.text_mask)
+      )
+      for b in labelled
+    ]
+    statistics = jax.device_get(state.statistics)
+    guess = np.concatenate(guesses) * statistics.std + statistics.mean
+    true = np.concatenate([b.values for b in labelled])
+    ages = np.concatenate([b.step_submitted for b in labelled])
+    if not np.isfinite(true).any():
+      return metrics
+    return metrics | {
+      "true_reward": float(np.nanmean(true)),
+      "lrm_reward": float(np.mean(guess)),
+      "lrm_spearman": spearman(guess, true),
+      "label_age": float(step - ages.mean()),
+    }
+
+  def _fit(
+    self, state: RewardState, steps: int, index: int
+  ) -> tuple[RewardState, dict[str, Any]]:
+    if not self._buffer.count:
+      return state, {}
+    network, metrics = state.network, {}
+    statistics = jax.device_get(state.statistics)
+    for i in range(steps):
+      drawn = self._buffer.sample(self._config.reward.batch_size, index + i)
+      batch = {
+        "latents": drawn.latents,
+        "rewards": np.asarray(statistics.normalise(drawn.values)),
+      }
+      if drawn.text is not None:
+        batch |= {"text": drawn.text, "text_mask": drawn.text_mask}
+      key = named_key(self._config.seed, "reward", index + i)
+      network, metrics = self._step(
+        network, {}, shard_batch(batch, self._mesh), key
+      )
+    return state.replace(network=network), {
+      f"lrm_{name}": value for name, value in metrics.items()
+    }
+
+  def state_dict(self) -> dict[str, np.ndarray]:
+    """What the host holds, as arrays of fixed shape, for the checkpoint."""
+    counts = dataclasses.asdict(self._labeller.counts)
+    return {
+      **self._buffer.state_dict(),
+      "counts": np.array(list(counts.values()), np.int64),
+    }
+
+  def load_state(self, saved: dict[str, Any]) -> None:
+    """Takes over what `state_dict` gave."""
+    saved = dict(saved)
+    counts = np.asarray(saved.pop("counts"))
+    self._labeller.counts = LabelCounts(*(int(n) for n in counts))
+    self._buffer.load_state(saved)
+
+  def close(self) -> None:
+    """Ends the labelling."""
+    self._labeller.close()
+

@@ -1,0 +1,235 @@
+"""The few-step student: VSD + consistency + latent reward in one update.
+
+Each term is built only if its weight is above zero, so that a term that is
+off costs no forward pass and no memory. All three act on the student's `x0`
+with forces of the same unit (an RMS of about 1 per latent element, over the
+number of elements), so the weights are ratios of forces at any latent size.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dollar_jax.diffusion import process as processes
+from dollar_jax.diffusion import samplers, timesteps
+from dollar_jax.diffusion.guidance import guided
+from dollar_jax.diffusion.solvers import ddim_step
+from dollar_jax.losses.consistency import pseudo_huber
+from dollar_jax.losses.reward import reward_force, reward_loss
+from dollar_jax.losses.vsd import vsd_gradient, vsd_loss
+from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.latent_reward import LatentReward
+from dollar_jax.train.config import DistillConfig, OptimizerConfig
+from dollar_jax.train.state import NetworkState, apply_gradients, gradients
+from dollar_jax.train.teacher_step import Step
+from dollar_jax.typing import Array, Params, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+  """What sampling and training of one few-step student share.
+
+  Attributes:
+    denoiser: the network that teacher, student and fake score have in common.
+    config: the losses and the sampler's settings.
+  """
+
+  denoiser: Denoiser
+  config: DistillConfig
+
+  @property
+  def grid(self) -> np.ndarray:
+    """The K times [K] at which the student is evaluated."""
+    if self.config.grid:
+      return timesteps.check_student_grid(self.config.grid)
+    return timesteps.student_grid(self.config.num_steps, self.denoiser.shift)
+
+  def predict(self, params: Params, text: Array, text_mask: Array):
+    """Binds parameters and text: `f(x_t, t) -> x0`."""
+    return lambda x_t, t: self.denoiser.predict_x0(
+      params, x_t, t, text, text_mask
+    )
+
+  def prompt_rows(self, size: int) -> np.ndarray:
+    """Which row of a batch of `size` each of `samples` has its prompt from."""
+    if self.config.inputs == "data":
+      return np.arange(size)
+    return np.arange(size) % -(-size // len(self.grid))
+
+  def rollout(self, params: Params, batch: PyTree, key: Array) -> tuple:
+    """Runs ceil(B / K) videos of the batch's first prompts, keeps all steps.
+
+    Every step of a rollout serves as a sample, so B samples of every step
+    index, equally often, cost few whole rollouts (stratified, not drawn, k).
+
+    Returns:
+      (inputs [K, R, ...], outputs [K - 1, R, ...], text, text_mask of R).
+    """
+    shape = batch["latents"].shape
+    videos = -(-shape[0] // len(self.grid))
+    text, mask = batch["text"][:videos], batch["text_mask"][:videos]
+    noises = jax.random.normal(key, (len(self.grid), videos, *shape[1:]))
+    inputs, outputs = samplers.student_path(
+      self.predict(params, text, mask),
+      self.denoiser.process,
+      noises,
+      self.grid,
+      self.config.fresh_noise,
+    )
+    return inputs, outputs, text, mask
+
+  def inputs(self, params: Params, batch: PyTree, key: Array) -> tuple:
+    """Draws what the student is given in training, without gradient.
+
+    Returns:
+      (x_t [B, ...], t [B], text [B, S, D], text_mask [B, S]).
+    """
+    x0 = batch["latents"]
+    size, steps = x0.shape[0], len(self.grid)
+    if self.config.inputs == "data":
+      index_key, noise_key = jax.random.split(key)
+      index = jax.random.randint(index_key, (size,), 0, steps)
+      t = jnp.asarray(self.grid)[index]
+      eps = jax.random.normal(noise_key, x0.shape)
+      x_t = processes.add_noise(self.denoiser.process, x0, eps, t)
+      return x_t, t, batch["text"], batch["text_mask"]
+    inputs, _, text, mask = self.rollout(params, batch, key)
+    x_t = jax.lax.stop_gradient(inputs).reshape(-1, *x0.shape[1:])
+    t = jnp.repeat(jnp.asarray(self.grid), inputs.shape[1])
+    text, mask = (jnp.concatenate([a] * steps) for a in (text, mask))
+    return tuple(a[:size] for a in (x_t, t, text, mask))
+
+  def samples(self, params: Params, batch: PyTree, key: Array) -> tuple:
+    """Draws the student's `x0`, for the fake score and the reward to learn.
+
+    Returns:
+      (x0 [B, ...], text [B, S, D], text_mask [B, S]), no gradient.
+    """
+    size, steps = batch["latents"].shape[0], len(self.grid)
+    if self.config.inputs == "data":
+      x_t, t, *text = self.inputs(params, batch, key)
+      return jax.lax.stop_gradient(self.predict(params, *text)(x_t, t)), *text
+    inputs, outputs, *text = self.rollout(params, batch, key)
+    t = jnp.full(inputs.shape[1:2], self.grid[-1])
+    last = self.predict(params, *text)(inputs[-1], t)
+    x0 = jnp.concatenate([outputs.reshape(-1, *last.shape[1:]), last])
+    x0 = jax.lax.stop_gradient(x0)
+    text, mask = (jnp.concatenate([a] * steps) for a in text)
+    return x0[:size], text[:size], mask[:size]
+
+
+def _vsd_force(
+  student: Student, frozen: PyTree, x0: Array, text: tuple, key: Array
+) -> Array:
+  """VSD's gradient [B, ...] at the student's samples."""
+  c, denoiser = student.config, student.denoiser
+  time_key, noise_key = jax.random.split(key)
+  t = timesteps.draw_score_time(
+    time_key, x0.shape[0], denoiser.shift, c.time_low, c.time_high
+  )
+  eps = jax.random.normal(noise_key, x0.shape)
+  x_t = processes.add_noise(denoiser.process, x0, eps, t)
+  real = _teacher(student, frozen, text)(x_t, t)
+  fake = student.predict(frozen["fake_score"], *text)(x_t, t)
+  return vsd_gradient(x0, real, fake)
+
+
+def _teacher(student: Student, frozen: PyTree, text: tuple):
+  """The guided teacher as `f(x_t, t) -> x0`, in its own compute type."""
+  dtype = jax.tree.leaves(frozen["teacher"])[0].dtype.name
+  denoiser = student.denoiser.with_config(dtype=dtype)
+
+  def predict(x_t: Array, t: Array, text: Array, mask: Array) -> Array:
+    return denoiser.predict_x0(frozen["teacher"], x_t, t, text, mask)
+
+  null = frozen["null_text"], frozen["null_mask"]
+  return guided(predict, *text, *null, student.config.guidance)
+
+
+def _consistency_loss(
+  student: Student,
+  params: Params,
+  frozen: PyTree,
+  batch: PyTree,
+  key: Array,
+) -> Array:
+  """One teacher jump of k grid points; the student agrees at both ends."""
+  c, denoiser = student.config, student.denoiser
+  text = batch["text"], batch["text_mask"]
+  x0 = batch["latents"]
+  pair_key, noise_key = jax.random.split(key)
+  grid = jnp.asarray(timesteps.teacher_grid(c.cd_grid, denoiser.shift))
+  t, s = timesteps.consistency_pairs(pair_key, x0.shape[0], grid, c.cd_jump)
+  eps = jax.random.normal(noise_key, x0.shape)
+  x_t = processes.add_noise(denoiser.process, x0, eps, t)
+  jumped = ddim_step(
+    denoiser.process, x_t, _teacher(student, frozen, text)(x_t, t), t, s
+  )
+  ahead = student.predict(frozen["ema"], *text)(jumped, s)
+  at_data = (s == 0).reshape(-1, *[1] * (x0.ndim - 1))
+  target = jax.lax.stop_gradient(jnp.where(at_data, jumped, ahead))
+  return pseudo_huber(student.predict(params, *text)(x_t, t), target, c.huber)
+
+
+def make_student_step(
+  student: Student,
+  optimizer: optax.GradientTransformation,
+  config: OptimizerConfig,
+  latent_reward: LatentReward | None = None,
+) -> Step:
+  """Builds the student's update.
+
+  `frozen` needs `teacher`, `null_text` [S, D] and `null_mask` [S];
+  `fake_score` with VSD, `latent_reward` with a reward. `batch` needs
+  `latents` [B, T, H, W, C], `text` [B, S, D] and `text_mask` [B, S].
+  """
+  c = student.config
+
+  def step(state: NetworkState, frozen: PyTree, batch: PyTree, key: Array):
+    with_ema = {**frozen, "ema": state.averaged}
+
+    def loss_fn(params: Params, batch: PyTree, key: Array):
+      input_key, vsd_key, cd_key = jax.random.split(key, 3)
+      total, metrics = jnp.zeros(()), {}
+      if c.vsd_weight or c.reward_weight:
+        x_t, t, *text = student.inputs(state.params, batch, input_key)
+        x0 = student.predict(params, *text)(x_t, t)
+        held = jax.lax.stop_gradient(x0)
+      if c.vsd_weight:
+        force = _vsd_force(student, frozen, held, text, vsd_key)
+        total += c.vsd_weight * vsd_loss(x0, force)
+        metrics["vsd_force"] = jnp.sqrt(jnp.mean(force**2))
+      if c.reward_weight:
+        score, pull = _reward_force(latent_reward, frozen, held, text)
+        total += c.reward_weight * reward_loss(x0, pull)
+        metrics["latent_reward"] = score
+        metrics["reward_force"] = jnp.sqrt(jnp.mean(pull**2))
+      if c.cd_weight:
+        loss = _consistency_loss(student, params, with_ema, batch, cd_key)
+        total += c.cd_weight * loss
+        metrics["consistency"] = loss
+      return total, metrics
+
+    loss, metrics, grads = gradients(
+      loss_fn, state.params, batch, key, config.accumulate
+    )
+    state, more = apply_gradients(state, loss, grads, optimizer, config.ema)
+    return state, {**metrics, **more}
+
+  return step
+
+
+def _reward_force(
+  latent_reward: LatentReward, frozen: PyTree, x0: Array, text: list
+) -> tuple[Array, Array]:
+  """Mean latent reward, and its normalised gradient at `x0` [B, ...]."""
+
+  def total(x0: Array) -> Array:
+    variables = {"params": frozen["latent_reward"]}
+    return jnp.sum(latent_reward.apply(variables, x0, *text))
+
+  value, gradient = jax.value_and_grad(total)(x0)
+  return value / x0.shape[0], reward_force(gradient)

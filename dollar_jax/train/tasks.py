@@ -1,0 +1,244 @@
+"""The two kinds of training: a teacher, and a few-step student."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.parallel.mesh import make_mesh, replicate
+from dollar_jax.train import state as states
+from dollar_jax.train.config import TrainConfig, to_dict
+from dollar_jax.train.loop import Batches, named_key
+from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.reward_tuner import RewardState, RewardTuner
+from dollar_jax.train.score_step import make_score_step
+from dollar_jax.train.state import NetworkState
+from dollar_jax.train.student_step import Student, make_student_step
+from dollar_jax.train.teacher_step import make_teacher_step
+from dollar_jax.typing import Array, Params, PyTree
+
+
+def architecture(denoiser: Denoiser) -> dict[str, Any]:
+  """What decides the shapes of a denoiser's parameters, and their meaning."""
+  config = to_dict(denoiser.config)
+  config = {k: v for k, v in config.items() if k not in ("dtype", "remat")}
+  process, prediction = denoiser.process.name, denoiser.prediction
+  return {**config, "process": process, "prediction": prediction}
+
+
+class TeacherTask:
+  """Trains a denoiser from scratch on real latents.
+
+  Attributes:
+    description: see `loop.Task`.
+    step: the jitted `(state, frozen, batch, key) -> (state, metrics)`.
+  """
+
+  def __init__(
+    self,
+    denoiser: Denoiser,
+    config: TrainConfig,
+    null_prompt: dict[str, np.ndarray],
+    latent_shape: tuple[int, ...],
+  ):
+    """Prepares the step; nothing is compiled yet.
+
+    Args:
+      denoiser: the network.
+      config: the run.
+      null_prompt: `null_text` [S, D], `null_mask` [S], for dropped captions.
+      latent_shape: T, H, W, C.
+    """
+    self._config, self._mesh = config, make_mesh()
+    self._denoiser, self._latent_shape = denoiser, latent_shape
+    self._optimizer = make_optimizer(config.optimizer, config.steps)
+    self._frozen = replicate(null_prompt, self._mesh)
+    step = make_teacher_step(
+      denoiser,
+      self._optimizer,
+      config.optimizer,
+      config.data.caption_dropout,
+    )
+    self.step = jax.jit(step, donate_argnums=0)
+    self.description = {"task": "teacher", "model": architecture(denoiser)}
+
+  def init(self) -> NetworkState:
+    """A fresh network."""
+    key = named_key(self._config.seed, "init", 0)
+    text_shape = self._frozen["null_text"].shape
+    params = self._denoiser.init(key, self._latent_shape, text_shape)
+    ema = self._config.optimizer.ema > 0
+    return replicate(states.create(params, self._optimizer, ema), self._mesh)
+
+  def update(
+    self, state: NetworkState, batches: Batches, index: int
+  ) -> tuple[NetworkState, dict[str, Array]]:
+    """One gradient update."""
+    batch, _ = batches.next()
+    key = named_key(self._config.seed, "teacher", index)
+    return self.step(state, self._frozen, batch, key)
+
+  def to_saved(self, state: NetworkState) -> PyTree:
+    """The state as it is."""
+    return state
+
+  def from_saved(self, saved: PyTree) -> NetworkState:
+    """The state as it is."""
+    return saved
+
+  def close(self) -> None:
+    """Nothing runs in the background."""
+
+
+@struct.dataclass
+class DistillState:
+  """A student with its critics; what a run does not use is None.
+
+  Attributes:
+    student: the few-step student.
+    fake_score: the score of the student's own distribution.
+    reward: the latent reward model.
+  """
+
+  student: NetworkState
+  fake_score: NetworkState | None
+  reward: RewardState | None
+
+
+class DistillTask:
+  """Distils a teacher: VSD, consistency, latent reward, as weighted.
+
+  Attributes:
+    description: see `loop.Task`.
+    student: the student's sampler and losses.
+    student_step: jitted; None of its parts is built where its weight is 0.
+    score_step: jitted, or None without VSD.
+    tuner: the latent reward model's side, or None without a reward.
+  """
+
+  def __init__(
+    self,
+    student: Student,
+    teacher: Params,
+    config: TrainConfig,
+    null_prompt: dict[str, np.ndarray],
+    tuner: RewardTuner | None = None,
+    start: dict[str, Params] | None = None,
+  ):
+    """Prepares the steps; nothing is compiled yet.
+
+    Args:
+      student: sampler and losses.
+      teacher: its parameters; kept in `config.frozen_dtype`.
+      config: the run.
+      null_prompt: `null_text` [S, D] and `null_mask` [S].
+      tuner: required with a reward weight.
+      start: `student` and `fake_score` parameters to start from; what is
+        absent starts as the teacher.
+    """
+    self._config, self._mesh = config, make_mesh()
+    self.student, self.tuner = student, tuner
+    self._start = {"student": teacher, "fake_score": teacher} | (start or {})
+    frozen = jax.tree.map(
+      lambda x: jnp.asarray(x, config.frozen_dtype), teacher
+    )
+    self._frozen = replicate({"teacher": frozen, **null_prompt}, self._mesh)
+
+    c, scores = config.distill, config.distill.score_steps * config.steps
+    self._optimizer = make_optimizer(config.optimizer, config.steps)
+    step = make_student_step(
+      student,
+      self._optimizer,
+      config.optimizer,
+      tuner.model if tuner else None,
+    )
+    self.student_step = jax.jit(step, donate_argnums=0)
+    self._score_optimizer, self.score_step = None, None
+    if c.vsd_weight:
+      self._score_optimizer = make_optimizer(config.score_optimizer, scores)
+      step = make_score_step(
+        student, self._score_optimizer, config.score_optimizer
+      )
+      self.score_step = jax.jit(step, donate_argnums=0)
+    self.description = {
+      "task": "distill",
+      "model": architecture(student.denoiser),
+      "grid": [float(t) for t in student.grid],
+      "networks": ["student"]
+      + ["fake_score"] * bool(c.vsd_weight)
+      + ["latent_reward"] * bool(c.reward_weight),
+    }
+
+  def init(self) -> DistillState:
+    """Student and fake score as copies of what they start from."""
+
+    def network(name: str, optimizer: Any, ema: float) -> NetworkState:
+      params = jax.tree.map(
+        lambda x: jnp.array(x, jnp.float32), self._start[name]
+      )
+      return states.create(params, optimizer, ema > 0)
+
+    config = self._config
+    student = network("student", self._optimizer, config.optimizer.ema)
+    fake_score = None
+    if self.score_step is not None:
+      fake_score = network(
+        "fake_score", self._score_optimizer, config.score_optimizer.ema
+      )
+    reward = self.tuner.init() if self.tuner else None
+    return replicate(DistillState(student, fake_score, reward), self._mesh)
+
+  def update(
+    self, state: DistillState, batches: Batches, index: int
+  ) -> tuple[DistillState, dict[str, Any]]:
+    """Fits the critics, then moves the student once."""
+    seed, c = self._config.seed, self._config.distill
+    metrics, frozen = {}, dict(self._frozen)
+
+    if self.score_step is not None:
+      score = state.fake_score
+      for i in range(c.score_steps):
+        batch, _ = batches.next()
+        key = named_key(seed, "score", index, i)
+        score, more = self.score_step(
+          score, {"student": state.student.params}, batch, key
+        )
+      state = state.replace(fake_score=score)
+      frozen["fake_score"] = score.params
+      metrics |= {f"score_{name}": value for name, value in more.items()}
+
+    if self.tuner is not None:
+      reward = state.reward
+      if index == 0:
+        reward, _ = self.tuner.warm_up(reward, state.student.params, batches)
+      if index % self._config.reward.every == 0:
+        reward, more = self.tuner.refresh(
+          reward, state.student.params, batches, index
+        )
+        metrics |= more
+      state = state.replace(reward=reward)
+      frozen["latent_reward"] = reward.network.params
+
+    batch, _ = batches.next()
+    key = named_key(seed, "student", index)
+    student, more = self.student_step(state.student, frozen, batch, key)
+    return state.replace(student=student), more | metrics
+
+  def to_saved(self, state: DistillState) -> PyTree:
+    """The state and the labels that the host holds."""
+    labels = self.tuner.state_dict() if self.tuner else {}
+    return {"networks": state, "labels": labels}
+
+  def from_saved(self, saved: PyTree) -> DistillState:
+    """Puts the labels back where they were."""
+    if self.tuner:
+      self.tuner.load_state(saved["labels"])
+    return saved["networks"]
+
+  def close(self) -> None:
+    """Ends the labelling."""
+    if self.tuner:
+      self.tuner.close()

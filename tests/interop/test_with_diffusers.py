@@ -1,0 +1,115 @@
+"""Exported folders opened by diffusers itself, and its own by us."""
+
+import jax
+import numpy as np
+import pytest
+
+from dollar_jax.diffusion.process import VPProcess
+from dollar_jax.interop import diffusers as ours
+from dollar_jax.interop import keymaps
+from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.wan import WanConfig, WanTransformer
+
+pytestmark = pytest.mark.torch
+NEEDS_TORCH = "needs the [torch] extra: pip install 'dollar_jax[torch]'"
+torch = pytest.importorskip("torch", reason=NEEDS_TORCH)
+diffusers = pytest.importorskip("diffusers", reason=NEEDS_TORCH)
+pytest.importorskip("accelerate", reason="diffusers opens Wan only with it")
+
+
+def bits(tensor):
+  return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_diffusers_to_ours_and_back_is_bit_equal(tiny, tmp_path, dtype):
+  fields = keymaps.TRANSFORMERS["WanTransformer3DModel"].to_json(
+    tiny.denoiser.config
+  )
+  torch.manual_seed(0)
+  model = diffusers.WanTransformer3DModel(**fields).to(getattr(torch, dtype))
+  model.save_pretrained(tmp_path / "theirs")
+  denoiser, params = ours.load(tmp_path / "theirs")
+  assert denoiser.config == tiny.denoiser.config
+  ours.save(tmp_path / "ours", denoiser, params)
+  back = diffusers.WanTransformer3DModel.from_pretrained(
+    tmp_path / "ours" / "transformer", torch_dtype=getattr(torch, dtype)
+  )
+  stored = model.state_dict()
+  read = safetensors_of(tmp_path / "ours")
+  assert stored.keys() == read.keys() == back.state_dict().keys()
+  for key, tensor in stored.items():
+    assert read[key].dtype == tensor.dtype
+    assert bits(read[key]) == bits(tensor), key
+
+
+def safetensors_of(folder):
+  from safetensors.torch import load_file
+
+  return load_file(
+    folder / "transformer" / "diffusion_pytorch_model.safetensors"
+  )
+
+
+def test_the_pipeline_opens_and_has_our_shift(saved, tiny):
+  # the parts that are ours alone have no class there
+  pipe = diffusers.DiffusionPipeline.from_pretrained(
+    saved, vae=None, text_encoder=None, tokenizer=None
+  )
+  assert isinstance(pipe, diffusers.WanPipeline)
+  assert pipe.scheduler.config.shift == tiny.denoiser.shift
+  with torch.no_grad():
+    theirs = pipe.transformer(
+      torch.ones(1, 4, 1, 2, 2),
+      torch.tensor([500.0]),
+      torch.ones(1, 3, 6),
+      return_dict=False,
+    )[0]
+  denoiser, params = ours.load(saved)
+  mine = denoiser.raw(
+    params, np.ones((1, 1, 2, 2, 4)), np.array([0.5]), np.ones((1, 3, 6))
+  )
+  np.testing.assert_allclose(
+    mine, theirs.movedim(1, -1).numpy(), rtol=1e-4, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "cosine"])
+def test_an_exported_vp_schedule_is_ours(tiny, tmp_path, betas):
+  process = VPProcess(beta_schedule=betas, snr_shift_scale=3.0)
+  denoiser = Denoiser(tiny.denoiser.module, process, "v")
+  ours.save(tmp_path / "m", denoiser, tiny.params)
+  scheduler = diffusers.CogVideoXDDIMScheduler.from_pretrained(
+    tmp_path / "m" / "scheduler"
+  )
+  assert scheduler.config.prediction_type == "v_prediction"
+  theirs = scheduler.alphas_cumprod.numpy()
+  index = np.arange(1, 1001, dtype=np.float32)
+  mine = np.asarray(process.alpha(index / 1000)) ** 2
+  np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "heads, ffn, layers", [(12, 8960, 30), (40, 13824, 40)], ids=["1.3B", "14B"]
+)
+def test_published_sizes_match_key_by_key(heads, ffn, layers):
+  config = WanConfig(num_attention_heads=heads, ffn_dim=ffn, num_layers=layers)
+  fields = keymaps.TRANSFORMERS["WanTransformer3DModel"].to_json(config)
+  with torch.device("meta"):
+    model = diffusers.WanTransformer3DModel(**fields)
+  theirs = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+  inputs = ((1, 1, 2, 2, 16), (1,), (1, 1, 4096))
+  shapes = jax.eval_shape(
+    WanTransformer(config).init,
+    jax.random.key(0),
+    *(jax.ShapeDtypeStruct(s, np.float32) for s in inputs),
+  )["params"]
+  leaves = {
+    tuple(str(k.key) for k in path if hasattr(k, "key")): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+  }
+  mine = {
+    e.torch: e.torch_shape(leaves[e.path])
+    for e in keymaps.wan_keymap(config).entries
+  }
+  assert mine == theirs

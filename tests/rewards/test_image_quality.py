@@ -1,0 +1,70 @@
+"""JPEG size and sharpness against truths that need no reference code."""
+
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dollar_jax.rewards import image_quality
+
+NOISE = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3), np.uint8)
+
+
+def test_jpeg_size_is_what_a_file_would_weigh(tmp_path):
+  weights = []
+  for frame in NOISE[1]:
+    path = tmp_path / "frame.jpg"
+    Image.fromarray(frame).save(path, quality=image_quality.JPEG_QUALITY)
+    weights.append(path.stat().st_size / 1000)
+  size = image_quality.jpeg_size(NOISE, ["", ""])
+  assert size.shape == (2,)
+  assert size.dtype == np.float32
+  np.testing.assert_allclose(size[1], np.mean(weights), rtol=1e-6)
+
+
+def test_detail_costs_bytes_and_compressibility_is_the_other_direction():
+  flat = np.full_like(NOISE, 128)
+  size = image_quality.jpeg_size(np.concatenate([flat, NOISE]), [""] * 4)
+  assert size[0] == size[1] < 0.7  # headers alone
+  assert (size[2:] > 1.3 * size[0]).all()
+  np.testing.assert_array_equal(
+    image_quality.jpeg_compressibility(NOISE, ["", ""]), -size[2:]
+  )
+
+
+def test_sharpness_of_one_bright_pixel_by_hand():
+  frames = np.zeros((1, 1, 7, 7, 3), np.uint8)
+  frames[0, 0, 3, 3] = 100
+  # of the 25 inner pixels one has -400 and four have 100: their mean is 0
+  expected = (400**2 + 4 * 100**2) / 25
+  value = image_quality.sharpness(frames, [""])
+  np.testing.assert_allclose(value, [expected], rtol=1e-5)
+
+
+def test_sharpness_ignores_a_ramp_and_weighs_colours_as_luma():
+  ramp = np.broadcast_to(np.arange(0, 90, 10, np.uint8), (1, 2, 9, 9))
+  ramp = np.repeat(ramp[..., None], 3, axis=-1)
+  assert image_quality.sharpness(ramp, [""])[0] < 1e-6
+  green = NOISE * np.array([0, 1, 0], np.uint8)
+  grey = np.repeat(NOISE[..., 1:2], 3, axis=-1)
+  np.testing.assert_allclose(
+    image_quality.sharpness(green, ["", ""]),
+    0.587**2 * image_quality.sharpness(grey, ["", ""]),
+    rtol=1e-4,
+  )
+
+
+def test_sharpness_says_when_frames_are_too_small():
+  with pytest.raises(ValueError, match="2x9 pixels; sharpness needs"):
+    image_quality.sharpness(np.zeros((1, 1, 2, 9, 3), np.uint8), [""])
+
+
+def test_a_refresh_of_the_latent_reward_model_is_scored_quickly():
+  """256 clips in half a second, in CPU time: others share this machine."""
+  frames = np.zeros((256, 8, 32, 32, 3), np.uint8)
+  frames[:, :, 8:24, 8:24] = NOISE[0, 0]
+  for reward in (image_quality.jpeg_size, image_quality.sharpness):
+    start = time.process_time()
+    reward(frames, [""] * 256)
+    assert time.process_time() - start < 1.0, reward.__name__
