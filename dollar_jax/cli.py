@@ -237,6 +237,9 @@ def _why_no_flags(
   text = _sentence(error)
   if isinstance(error, absl_flags.UnrecognizedFlagError):
     name = error.flagname.lstrip("-")
+    config = name.partition(".")[0]
+    if config in flags and config != name:
+      return f"--{name} needs --{config}=FILE before it"
     return f"there is no flag --{name}{_guess(name, flags, '--')}"
   if "must have a value other than None" in text:
     needed = [flag for flag in _flags_of(flags) if _is_required(flag)]

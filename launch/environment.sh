@@ -76,7 +76,9 @@ install_environment() {
       fail "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"
   fi
   touch "$begun"
-  pip install -r "$root/requirements/$role.txt"
+  # --no-compile: Python compiles the few modules that are imported when they are,
+  # which takes half the time of compiling all of them here.
+  pip install --no-compile -r "$root/requirements/$role.txt"
   pip install --no-deps --no-build-isolation -e "$root"
   echo "$wanted" >"$stamp"
   rm "$begun"

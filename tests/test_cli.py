@@ -22,7 +22,9 @@ from ml_collections import config_flags
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file("config", None, "The dish.", FLAGS)
 flags.DEFINE_string("workdir", None, "Folder.", FLAGS, required=True)
-flags.DEFINE_integer("steps", 4, "How many steps.", flag_values=FLAGS)
+flags.DEFINE_integer(
+  "steps", 4, "How many steps.", short_name="s", flag_values=FLAGS
+)
 flags.DEFINE_bool("hot", True, "Serves it hot.", flag_values=FLAGS)
 flags.DEFINE_enum("pan", "iron", ["iron", "clay"], "Pan.", flag_values=FLAGS)
 
@@ -145,6 +147,9 @@ def test_flags_of_an_earlier_command_are_forgotten(dollar):
   assert dollar("cook --workdir=V") == (0, "V 4 True iron\n", "")
   code, out, _ = dollar("cook --workdir=V --config=soup.py")
   assert (code, out) == (0, "V 4 True iron\n0.1 8 False\n")
+  code, _, err = dollar("cook --workdir=V --config.rate=9")
+  assert code == 2, "the override of the earlier command was taken"
+  assert "--config.rate needs --config=FILE before it" in err
   code, _, err = dollar("cook --workdir=V --config=empty.py")
   assert code == 2, "the config of the earlier command was taken"
   assert "get_config" in err
@@ -199,7 +204,7 @@ def test_config_entries_are_overridden(dollar, monkeypatch):
       "cook --config.rate=1 --config=soup.py",
       "Found --config.rate=1 in argv before a value for --config",
     ),
-    ("cook --config=refuses.py", "ValueError: no salt"),
+    ("cook --config=refuses.py", "parsing config file: ValueError: no salt"),
     ("cook --config=typo.py", "the config cannot be read: SyntaxError: "),
     ("cook --config=empty.py", "the config cannot be read: AttributeError: "),
   ],

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
         "num_steps": 4,
         "inputs": "simulate",
         "fresh_noise": 1.0,
-        "guidance": 3.0,
+        "guidance": 2.0,
         "vsd_weight": 1.0,
         "cd_weight": 0.5,
         "reward_weight": 0.0,

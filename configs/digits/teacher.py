@@ -1,6 +1,6 @@
 """Trains the embedded teacher: a 1.2 M-parameter Wan on moving digits.
 
-  dollar train --config=configs/digits/teacher.py --workdir=runs/teacher
+dollar train --config=configs/digits/teacher.py --workdir=runs/teacher
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       "task": "teacher",
-      "steps": 5000,
+      "steps": 4000,
       "seed": 0,
       "log_every": 50,
       "scan": False,

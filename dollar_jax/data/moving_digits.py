@@ -1,9 +1,10 @@
 """Real handwritten digits that move and bounce: the embedded video data.
 
 scikit-learn carries 1,797 handwritten digits of 8x8 pixels (UCI, E. Alpaydin
-and C. Kaynak). Each clip shows one, enlarged to 16x16, moving two pixels a
-frame in a 32x32 frame and bouncing off its walls, white on black, 8 frames.
-Digit images are split, so that no test image is ever trained on.
+and C. Kaynak). Each clip shows one, enlarged to 16x16, that starts on a grid of
+8 pixels, moves two pixels a frame in a 32x32 frame and bounces off its walls,
+white on black, 8 frames. Digit images are split, so that no test image is ever
+trained on.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ FPS = 8
 
 _DIGIT = 16  # pixels of an enlarged digit
 _STEP = 2  # pixels a frame
+_GRID = 8  # pixels between the places where a clip may start
 _TEST_SHARE = 0.2
 _VELOCITY = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
@@ -69,6 +71,7 @@ def parse_caption(text: str) -> tuple[int, int]:
 @functools.cache
 def _digit_images() -> tuple[np.ndarray, np.ndarray]:
   from sklearn.datasets import load_digits  # 0.3 s, only when drawn
+
   data = load_digits()
   images = data.images.astype(np.float32) / 16.0
   # bilinear to twice the size: sample positions lie at quarters of a pixel
@@ -128,13 +131,11 @@ def make_clips(split: str, count: int, seed: int = 0) -> Clips:
   shapes = np.array([rng.choice(by_digit[d]) for d in digits])
   velocity = np.array([_VELOCITY[DIRECTIONS[d]] for d in directions])
   room = SIZE - _DIGIT
-  # distance to the wall ahead and to the wall on one side, in whole steps
-  along = _STEP * rng.integers(room // 2 // _STEP, room // _STEP + 1, count)
-  across = _STEP * rng.integers(0, room // _STEP + 1, count)
+  # distance to the wall ahead, and to the wall on one side
+  along = _GRID * rng.integers(room // 2 // _GRID, room // _GRID + 1, count)
+  across = _GRID * rng.integers(0, room // _GRID + 1, count)
   tops, lefts = (
-    _bounce(
-      np.select([v < 0, v > 0], [along, room - along], default=across), v
-    )
+    _bounce(np.select([v < 0, v > 0], [along, room - along], default=across), v)
     for v in velocity.T
   )
 
@@ -158,7 +159,7 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
   def __init__(self, *, clips: int = 4000, **kwargs: Any):
     """Sets the number of training clips; the test split has half as many."""
     self._counts = {"train": clips, "test": max(clips // 2, 1)}
-    super().__init__(**kwargs)
+    super().__init__(**{"file_format": "array_record", **kwargs})
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
@@ -187,9 +188,12 @@ class MovingDigits(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split: str, count: int, seed: int):
     clips = make_clips(split, count, seed)
     for i in range(count):
-      yield i, {
-        "frames": clips.frames[i],
-        "prompt": clips.captions[i],
-        "digit": int(clips.digits[i]),
-        "direction": int(clips.directions[i]),
-      }
+      yield (
+        i,
+        {
+          "frames": clips.frames[i],
+          "prompt": clips.captions[i],
+          "digit": int(clips.digits[i]),
+          "direction": int(clips.directions[i]),
+        },
+      )

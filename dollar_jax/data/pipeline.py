@@ -32,8 +32,7 @@ def make_batches(
   """
   if batch_size % process_count:
     raise ValueError(
-      f"batch size {batch_size} does not divide among {process_count} "
-      "processes"
+      f"batch size {batch_size} does not divide among {process_count} processes"
     )
   share = batch_size // process_count
   data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()

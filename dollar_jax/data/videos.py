@@ -12,25 +12,33 @@ import numpy as np
 _CRF = "10"  # near lossless: an evaluation reads what was written
 
 
-def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float) -> None:
+def write_video(
+  path: str | os.PathLike, frames: np.ndarray, fps: float
+) -> None:
   """Writes an H.264 mp4; the file appears whole or not at all.
 
   Args:
     path: the file.
     frames: uint8 [F, H, W, 3], height and width even.
-    fps: frames a second.
+    fps: frames a second, above 0.
 
   Raises:
-    ValueError: if the frames are not such an array.
+    ValueError: if the frames are not such an array, or fps is not above 0.
     OSError: if the file cannot be written.
   """
   frames = np.asarray(frames)
   good = frames.ndim == 4 and frames.shape[-1] == 3 and len(frames)
-  if not good or frames.dtype != np.uint8 or any(n % 2 for n in frames.shape[1:3]):
+  if (
+    not good
+    or frames.dtype != np.uint8
+    or any(n % 2 for n in frames.shape[1:3])
+  ):
     raise ValueError(
       f"a video of shape {frames.shape} and type {frames.dtype} cannot be "
       "written; give uint8 [F, H, W, 3] with even height and width"
     )
+  if not 0 < fps < float("inf"):
+    raise ValueError(f"fps is {fps}; it must be above 0, e.g. 8")
   path = Path(path)
   part = path.with_name(f".{path.name}.part.mp4")
   try:
@@ -77,10 +85,11 @@ def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
 def video_name(prompt: str, index: int) -> str:
   """VBench's file name of the index-th video of a prompt.
 
-  A prompt that does not fit a file name is cut to 180 characters, with "/"
-  replaced.
+  A prompt that does not fit a file name is cut to 180 bytes of UTF-8, with
+  "/" replaced.
   """
-  return f"{prompt.replace('/', ' ')[:180]}-{index}.mp4"
+  stem = prompt.replace("/", " ").encode()[:180].decode(errors="ignore")
+  return f"{stem}-{index}.mp4"
 
 
 def list_videos(folder: str | os.PathLike) -> list[tuple[Path, str]]:
@@ -90,18 +99,32 @@ def list_videos(folder: str | os.PathLike) -> list[tuple[Path, str]]:
   VBench's file names, `{prompt}-{index}.mp4`.
 
   Raises:
-    ValueError: if the folder is missing or holds no mp4 file.
+    ValueError: if the folder is missing, holds no mp4 file, or its
+      `metadata.jsonl` cannot be understood.
   """
   folder = Path(folder)
-  files = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
+  files = sorted(folder.glob("[!.]*.mp4"))  # not what is still being written
   if not files:
     raise ValueError(f"{folder} holds no .mp4 file; give a folder of videos")
-  known = {}
   metadata = folder / "metadata.jsonl"
-  for line in metadata.read_text().splitlines() if metadata.exists() else ():
-    row = json.loads(line)
-    known[row["file_name"]] = row["text"]
+  known = _read_prompts(metadata) if metadata.exists() else {}
   return [
     (file, known.get(file.name, re.sub(r"-\d+$", "", file.stem)))
     for file in files
   ]
+
+
+def _read_prompts(path: Path) -> dict[str, str]:
+  prompts = {}
+  for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+      prompts[row["file_name"]] = row["text"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+      raise ValueError(
+        f"line {number} of {path} is not understood; write each line as "
+        '{"file_name": "a.mp4", "text": "its caption"}'
+      ) from None
+  return prompts

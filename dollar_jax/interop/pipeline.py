@@ -221,7 +221,9 @@ class Pipeline:
     size = min(batch_size, len(prompts))
     out = []
     for start in tqdm(
-      range(0, len(prompts), size), desc="sample", disable=not progress
+      range(0, len(prompts), size),
+      desc="sample",
+      disable=None if progress else True,  # None: where stderr is no terminal
     ):
       rows = [min(start + i, len(prompts) - 1) for i in range(size)]
       text, mask = self.encode([prompts[i] for i in rows])

@@ -38,12 +38,11 @@ def reward_matching_loss(
     valid = jnp.ones(predicted.shape, bool)
   chex.assert_equal_shape([predicted, valid])
   # `where` before the square: 0 * NaN would be NaN, in the gradient too
-  error = jnp.where(valid, predicted - jnp.where(valid, target, 0.0), 0.0)
-  error = error.astype(jnp.float32)
+  error = jnp.where(valid, predicted - target, 0.0).astype(jnp.float32)
   return jnp.sum(error**2) / jnp.maximum(jnp.sum(valid), 1)
 
 
-def reward_force(reward_gradient: Array, floor: float = 0.1) -> Array:
+def reward_force(reward_gradient: Array, floor: float = 1.0) -> Array:
   """The student's push towards reward, the same size at every latent size.
 
   With D elements a sample and R in standard deviations of the true reward,
@@ -56,9 +55,13 @@ def reward_force(reward_gradient: Array, floor: float = 0.1) -> Array:
   a unit-RMS move along the gradient, and does not depend on how many elements
   carry it. The force has root mean square rms(G) / sqrt(rms(G)² + floor²) < 1
   and the gradient's direction; samples keep their ratios to each other. Where
-  a unit-RMS move gains less than `floor`, there is nothing to climb (a
-  constant reward, an untrained model) and the force fades instead of
-  blowing noise up.
+  a unit-RMS move gains less than `floor`, there is nothing to climb and the
+  force fades instead of blowing rounding up.
+
+  For scale: a linear reward of a latent of unit variance has rms(G) >= 1,
+  however its elements correlate (1 = wᵀΣw <= D |w|²). On 2x4x4x48 digits
+  latents rms(G) was 26 for a model of JPEG size, 0.4 for one fitted to a
+  constant and 1.3 for an untrained one.
 
   The mean is over the global batch: under jit with a sharded batch that needs
   nothing; under shard_map it would need a psum.

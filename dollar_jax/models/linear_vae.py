@@ -78,7 +78,8 @@ class LinearVAE:
     """uint8 [B, F, H, W, 3] → float32 [B, F/p, H/q, W/r, C], unit variance.
 
     Raises:
-      ValueError: if the clip does not divide into patches.
+      ValueError: if the clips are not such an array, or do not divide into
+        patches.
     """
     patches = _patchify(_to_signal(frames), self.patch)
     return ((patches - self.mean) @ self.basis) / self.scale
@@ -117,7 +118,8 @@ class LinearVAE:
     """Peak signal-to-noise ratio in dB of `decode(encode(frames))`."""
     back = jax.jit(lambda x: self.decode(self.encode(x)))(jnp.asarray(frames))
     error = np.asarray(back, np.float64) - np.asarray(frames, np.float64)
-    return float(10 * np.log10(255.0**2 / np.mean(error**2)))
+    with np.errstate(divide="ignore"):  # a perfect copy is at infinity
+      return float(10 * np.log10(255.0**2 / np.mean(error**2)))
 
   @property
   def config(self) -> dict:
@@ -150,6 +152,10 @@ def _check_divides(sizes: tuple, patch: tuple) -> None:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _patchify(pixels: Array, patch: tuple[int, int, int]) -> Array:
+  if pixels.ndim != 5 or pixels.shape[-1] != 3:
+    raise ValueError(
+      f"clips have shape {tuple(pixels.shape)}; give frames [B, F, H, W, 3]"
+    )
   _check_divides(pixels.shape[1:4], patch)
   i, j, k = patch
   return einops.rearrange(

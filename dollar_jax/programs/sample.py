@@ -8,9 +8,12 @@ Prompts are a text, or a file with one a line. Videos are named
 {prompt}-{index}.mp4, as VBench expects them; those already there are kept.
 """
 
+import collections
 import json
 import os
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +48,9 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   "samples_per_prompt", 1, "Videos a prompt.", lower_bound=1, flag_values=FLAGS
 )
-flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=FLAGS)
+flags.DEFINE_integer(
+  "seed", 0, "Seed of the noise.", 0, 2**32 - 1, flag_values=FLAGS
+)
 flags.DEFINE_integer(
   "batch_size", 16, "Videos at a time.", lower_bound=1, flag_values=FLAGS
 )
@@ -77,7 +82,10 @@ def read_prompts(value: str | None) -> list[str]:
     ValueError: if there is none, or one is empty.
   """
   if value is not None and os.path.isfile(value):
-    prompts = Path(value).read_text().splitlines()
+    try:
+      prompts = Path(value).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+      raise ValueError(f"{value} is no UTF-8 text; convert it") from None
     while prompts and not prompts[-1].strip():
       prompts.pop()  # the newline at the end of a file
   else:
@@ -123,17 +131,19 @@ def main(values: flags.FlagValues) -> None:
     open_model(values.model), values.steps, values.guidance
   )
   text, mask, null = _embed(model, prompts, values.text_embeddings)
-  jobs = [
-    (p, i) for p in range(len(prompts)) for i in range(values.samples_per_prompt)
-  ]
+  count = values.samples_per_prompt
+  jobs = [(p, i) for p in range(len(prompts)) for i in range(count)]
+  names = [video_name(prompts[p], i) for p, i in jobs]
+  _check_unique(names)
   initial = _read_noise(values.initial_latents, model, len(jobs))
   out = Path(values.out)
   out.mkdir(parents=True, exist_ok=True)
-  names = [video_name(prompts[p], i) for p, i in jobs]
-  todo = [n for n in range(len(jobs)) if not (out / names[n]).exists()]
+  files = [_files(out / name, model, values.save_latents) for name in names]
+  todo = [n for n in range(len(jobs)) if not all(f.exists() for f in files[n])]
   size = min(values.batch_size, max(len(todo), 1))
   decode = jax.jit(lambda codec, x0: codec.decode(x0))
-  for start in tqdm(range(0, len(todo), size), desc="sample", unit="batch"):
+  starts = range(0, len(todo), size)
+  for start in tqdm(starts, desc="sample", unit="batch", disable=None):
     rows = todo[start : start + size]
     padded = rows + rows[-1:] * (size - len(rows))  # one shape, one compile
     noises = model.draw_noise([names[n] for n in padded], values.seed)
@@ -141,19 +151,53 @@ def main(values: flags.FlagValues) -> None:
       noises = noises.at[0].set(initial[jnp.array(padded)])
     which = [jobs[n][0] for n in padded]
     x0 = model.sample_latents(text[which], mask[which], noises, null)
-    frames = decode(model.codec, x0) if model.codec is not None else None
+    frames = decode(model.codec, x0) if model.codec is not None else x0
+    x0, frames = np.asarray(x0), np.asarray(frames)
     for i, n in enumerate(rows):
-      if values.save_latents or frames is None:
-        np.save(out / names[n].replace(".mp4", ".npy"), np.asarray(x0[i]))
-      if frames is not None:
-        write_video(out / names[n], np.asarray(frames[i]), model.recipe.fps)
-  _write_metadata(out, [(names[n], prompts[jobs[n][0]]) for n in range(len(jobs))])
+      for file in files[n]:
+        if file.exists():
+          continue
+        if file.suffix == ".npy":
+          _write_latents(file, x0[i])
+        else:
+          write_video(file, frames[i], model.recipe.fps)
+  _write_metadata(
+    out, [(f[0], prompts[p]) for f, (p, _) in zip(files, jobs, strict=True)]
+  )
   print(f"{len(jobs)} videos in {out} ({len(jobs) - len(todo)} were there)")
 
 
-def _write_metadata(out: Path, rows: list[tuple[str, str]]) -> None:
+def _check_unique(names: list[str]) -> None:
+  for name, count in collections.Counter(names).items():
+    if count > 1:
+      raise ValueError(
+        f"{count} videos would be called {name!r}; give every prompt once, and "
+        "--samples_per_prompt=N for N videos of each"
+      )
+
+
+def _files(video: Path, model: Pipeline, save_latents: bool) -> list[Path]:
+  """What is written of one video; without a codec, its latents only."""
+  latents = video.with_name(video.name.removesuffix(".mp4") + ".npy")
+  if model.codec is None:
+    return [latents]
+  return [video, latents] if save_latents else [video]
+
+
+def _write_latents(path: Path, latents: np.ndarray) -> None:
+  """Writes an .npy file; it appears whole or not at all."""
+  part = path.with_name(f".{path.name}.part")
+  try:
+    with part.open("wb") as file:
+      np.save(file, latents)
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def _write_metadata(out: Path, rows: list[tuple[Path, str]]) -> None:
   """Hugging Face's video-folder index, so that others read the prompts."""
-  lines = [json.dumps({"file_name": f, "text": t}) + "\n" for f, t in rows]
+  lines = [json.dumps({"file_name": f.name, "text": t}) + "\n" for f, t in rows]
   (out / "metadata.jsonl").write_text("".join(lines))
 
 
@@ -162,20 +206,33 @@ def _embed(
 ) -> tuple[np.ndarray, np.ndarray, dict | None]:
   if file is None:
     return *model.encode(prompts), None
-  try:
-    arrays = dict(np.load(file, allow_pickle=False))
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{file} is no readable .npz file ({error})") from None
-  if "text" not in arrays or len(arrays["text"]) != len(prompts):
+  arrays = _load(file, ".npz")
+  tokens = arrays["text"].shape[1] if np.ndim(arrays.get("text")) == 3 else 0
+  width = model.denoiser.config.text_dim
+  want = {
+    "text": (len(prompts), tokens, width),
+    "text_mask": (len(prompts), tokens),
+    "null_text": (tokens, width),
+    "null_mask": (tokens,),
+  }
+  shapes = {name: array.shape for name, array in arrays.items()}
+  if not tokens or any(shapes.get(name, n) != n for name, n in want.items()):
     raise ValueError(
-      f"{file} needs an array text [{len(prompts)}, S, D], one row a prompt; "
-      f"it has {({k: v.shape for k, v in arrays.items()})}"
+      f"{file} has arrays of shapes {shapes}; {len(prompts)} prompts for this "
+      f"model need text [{len(prompts)}, S, {width}], and can have text_mask "
+      f"[{len(prompts)}, S], null_text [S, {width}] and null_mask [S]"
+    )
+  guidance = model.recipe.guidance
+  if guidance != 1.0 and "null_text" not in arrays:
+    raise ValueError(
+      f"{file} has no array null_text, the empty prompt's embedding, which "
+      f"guidance {guidance} needs; add it, or sample with --guidance=1"
     )
   text = arrays["text"].astype(np.float32)
   mask = arrays.get("text_mask", np.ones(text.shape[:2], bool))
   null = {
     "null_text": arrays.get("null_text", np.zeros_like(text[0])),
-    "null_mask": arrays.get("null_mask", np.zeros_like(mask[0])),
+    "null_mask": arrays.get("null_mask", np.ones_like(mask[0])),
   }
   return text, mask, null
 
@@ -185,13 +242,22 @@ def _read_noise(
 ) -> jax.Array | None:
   if file is None:
     return None
-  try:
-    noise = np.load(file, allow_pickle=False)
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{file} is no readable .npy file ({error})") from None
+  noise = _load(file, ".npy")
   want = (count, *model.recipe.latent_shape)
-  if noise.shape != want:
+  if np.shape(noise) != want:
     raise ValueError(
-      f"{file} has shape {noise.shape}; {count} videos of this model need {want}"
+      f"{file} has shape {np.shape(noise)}; {count} videos of this model need "
+      f"{want}"
     )
   return jnp.asarray(noise, jnp.float32)
+
+
+def _load(file: str, kind: str) -> Any:
+  """The array of an .npy file, or the arrays of an .npz file by name."""
+  try:
+    content = np.load(file, allow_pickle=False)
+    if isinstance(content, np.ndarray) == (kind == ".npz"):
+      raise ValueError("it is of another kind")
+    return dict(content) if kind == ".npz" else content
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{file} is no readable {kind} file: {error}") from None

@@ -1,24 +1,34 @@
 """Checkpoints: everything that changes, saved in the background by Orbax."""
 
+import contextlib
+import gc
 import json
+import logging as std_logging
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
 from dollar_jax.train.config import CheckpointConfig
-from dollar_jax.typing import PyTree
+from dollar_jax.typing import Array, PyTree
+
+_ITEMS = ("state", "data", "description")
 
 
 class Checkpointer:
   """Saves and restores (state, data iterator) of a run folder.
 
   A checkpoint becomes visible by one rename when it is whole: killed at any
-  moment, the run goes on from the last whole one.
+  moment, the run goes on from the last whole one. A checksum beside the state
+  tells a whole one from one whose bytes have changed since.
 
   Attributes:
     folder: `workdir/checkpoints`.
@@ -31,7 +41,7 @@ class Checkpointer:
 
     Args:
       workdir: the run's folder.
-      config: when to save, how many to keep.
+      config: how many to keep.
       description: what must be equal for a checkpoint to fit this run
         (task, architecture), kept as JSON beside the state.
 
@@ -40,45 +50,43 @@ class Checkpointer:
     """
     self.folder = epath.Path(workdir) / "checkpoints"
     self._description = json.loads(json.dumps(description))
+    _silence_orbax()
     self._manager = ocp.CheckpointManager(
       self.folder.resolve(),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=config.keep,
-        save_interval_steps=config.every,
         enable_async_checkpointing=True,
         create=True,
+        cleanup_tmp_directories=True,  # what a killed run left half written
       ),
-      item_names=("state", "data", "description"),
+      item_names=_ITEMS,
     )
 
-  def save(
-    self,
-    step: int,
-    state: PyTree,
-    data: grain.DatasetIterator,
-    last: bool = False,
-  ) -> None:
-    """Saves if `step` is due (or `last`), without waiting for the disk.
+  def save(self, step: int, state: PyTree, data: grain.DatasetIterator) -> None:
+    """Saves without waiting for the disk.
 
     Raises:
       OSError: if this or the previous save could not be written.
     """
-    if last and self._manager.latest_step() == step:
-      return
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        data=CheckpointSave(data),
-        description=ocp.args.JsonSave(self._description),
-      ),
-      force=last,
-    )
+    description = {"run": self._description, "checksum": _checksum(state)}
+    with self._naming_failures():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          data=CheckpointSave(data),
+          description=ocp.args.JsonSave(description),
+        ),
+        force=True,  # the caller knows when to save
+      )
 
   def restore(
     self, state: PyTree, data: grain.DatasetIterator
   ) -> tuple[int, PyTree] | None:
     """Restores the newest checkpoint that can be read, with the iterator.
+
+    Newer ones that cannot be read are deleted: their steps are to be saved
+    again.
 
     Args:
       state: a state of the wanted structure, types and shardings.
@@ -91,42 +99,35 @@ class Checkpointer:
       ValueError: if a checkpoint is of another task or architecture, or none
         of those there can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    for step in steps:
-      try:
-        self._check_description(step)
-        restored = self._manager.restore(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract),
-            data=CheckpointRestore(data),
-          ),
-        )
-      except _Mismatch as error:
-        raise ValueError(str(error)) from None
-      except Exception as error:  # whatever a torn file makes a reader raise
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        logging.warning(
-          "checkpoint %s cannot be read (%s); trying the one before",
-          self.folder / str(step),
-          first[0][:200],
-        )
-        continue
-      for newer in (s for s in steps if s > step):
-        self._manager.delete(newer)
-      return step, restored["state"]
-    if steps:
-      raise ValueError(
-        f"none of the checkpoints {steps} in {self.folder} can be read; "
-        "delete the folder to start anew, or use another workdir"
+    target = ocp.args.Composite(
+      state=ocp.args.StandardRestore(
+        jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+      ),
+      data=CheckpointRestore(data),
+    )
+    damaged: dict[int, str] = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      restored, reason = _try_to_read(
+        self._manager, step, target, self._check_description
       )
+      if reason:
+        damaged[step] = reason
+        continue
+      for newer in damaged:
+        logging.warning(
+          "checkpoint %s cannot be read (%s); going on from the one before, "
+          "of step %d",
+          self.folder / str(newer),
+          damaged[newer],
+          step,
+        )
+        self._manager.delete(newer)
+      return step, restored
+    if damaged:
+      raise ValueError(_none_readable(self.folder, damaged))
     return None
 
-  def _check_description(self, step: int) -> None:
-    saved = self._manager.restore(
-      step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
-    )["description"]
+  def _check_description(self, step: int, saved: dict[str, Any]) -> None:
     wrong = _differences(saved, self._description)
     if wrong:
       raise _Mismatch(
@@ -141,15 +142,109 @@ class Checkpointer:
     Raises:
       OSError: if one could not be written.
     """
-    self._manager.wait_until_finished()
+    with self._naming_failures():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits for the last save and closes the folder."""
-    self._manager.close()
+    """Ends the work in the background; call `wait` to learn of failures."""
+    try:
+      self._manager.close()
+    except Exception as error:  # another error is on its way already
+      logging.warning("the last checkpoint is lost: %s", _first_line(error))
+
+  @contextlib.contextmanager
+  def _naming_failures(self) -> Iterator[None]:
+    """Makes one OSError of what Orbax and TensorStore raise on a full disk."""
+    try:
+      yield
+    except Exception as error:
+      whole = self._manager.all_steps(read=True)
+      kept = f"that of step {max(whole)} is whole" if whole else "there is none"
+      raise OSError(
+        f"a checkpoint could not be written to {self.folder} "
+        f"({_first_line(error)}); {kept}: make room and run this again"
+      ) from error
 
 
-class _Mismatch(Exception):
+def read_networks(workdir: str) -> Any:
+  """The newest readable checkpoint's networks as plain dicts of arrays.
+
+  Raises:
+    ValueError: if there is no checkpoint that can be read.
+  """
+  folder = epath.Path(workdir) / "checkpoints"
+  _silence_orbax()
+  target = ocp.args.Composite(state=ocp.args.StandardRestore())
+  damaged: dict[int, str] = {}
+  with ocp.CheckpointManager(folder.resolve(), item_names=_ITEMS) as manager:
+    for step in sorted(manager.all_steps(), reverse=True):
+      saved, reason = _try_to_read(manager, step, target)
+      if not reason:
+        return saved.get("networks", saved)
+      damaged[step] = reason
+      logging.warning(
+        "checkpoint %s cannot be read (%s)", folder / str(step), reason
+      )
+  raise ValueError(_none_readable(folder, damaged))
+
+
+class _Mismatch(ValueError):
   """A whole checkpoint, of another run."""
+
+
+def _try_to_read(
+  manager: ocp.CheckpointManager,
+  step: int,
+  target: ocp.args.Composite,
+  check: Callable[[int, dict[str, Any]], None] = lambda step, run: None,
+) -> tuple[PyTree, str]:
+  """Returns the state of a checkpoint, or why it cannot be read.
+
+  A torn file makes a reader raise anything, and leaves readers of other
+  arrays that complain on stderr when they are freed.
+  """
+  hooks = sys.excepthook, sys.unraisablehook
+  sys.excepthook = sys.unraisablehook = lambda *_: None
+  state, reason = None, ""
+  try:
+    args = ocp.args.Composite(description=ocp.args.JsonRestore())
+    description = manager.restore(step, args=args)["description"]
+    check(step, description["run"])
+    state = manager.restore(step, args=target)["state"]
+    if _checksum(state) != description["checksum"]:
+      reason = "its checksum is wrong"
+  except _Mismatch:
+    raise
+  except Exception as error:
+    reason = _first_line(error)
+  finally:
+    if reason:
+      gc.collect()
+    sys.excepthook, sys.unraisablehook = hooks
+  return state, reason
+
+
+def _checksum(tree: PyTree) -> int:
+  """Sum of all words modulo 2**32, whatever their order and sharding."""
+  arrays = jax.tree.leaves(tree)
+  on_device = [x for x in arrays if isinstance(x, jax.Array)]
+  total = int(_sum_words(on_device)) if on_device else 0
+  for x in arrays:
+    if not isinstance(x, jax.Array):
+      words = np.asarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+      total += int(words.sum(dtype=np.uint64))
+  return total % 2**32
+
+
+@jax.jit
+def _sum_words(arrays: list[Array]) -> Array:
+  total = jnp.zeros((), jnp.uint32)
+  for x in arrays:
+    if x.dtype != bool:
+      kind = f"uint{8 * x.dtype.itemsize}"
+      x = jax.lax.bitcast_convert_type(x, kind)
+    total += jnp.sum(x, dtype=jnp.uint32)
+  return total
 
 
 def _differences(
@@ -164,23 +259,23 @@ def _differences(
   return [] if old == new else [(name, old, new)]
 
 
-def read_networks(workdir: str) -> Any:
-  """The newest readable checkpoint's networks as plain dicts of arrays.
+def _none_readable(folder: epath.Path, damaged: dict[int, str]) -> str:
+  why = f" ({next(iter(damaged.values()))})" if damaged else ""
+  return (
+    f"none of the checkpoints {sorted(damaged)} in {folder} can be "
+    f"read{why}; delete the folder to start anew, or use another workdir"
+  )
 
-  Raises:
-    ValueError: if there is no checkpoint that can be read.
-  """
-  folder = epath.Path(workdir) / "checkpoints"
-  with ocp.CheckpointManager(
-    folder.resolve(), item_names=("state", "data", "description")
-  ) as manager:
-    for step in sorted(manager.all_steps(), reverse=True):
-      try:
-        saved = manager.restore(
-          step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
-        )["state"]
-      except Exception as error:  # whatever a torn file makes a reader raise
-        logging.warning("checkpoint %s cannot be read: %s", step, error)
-        continue
-      return saved.get("networks", saved)
-  raise ValueError(f"{folder} holds no checkpoint that can be read")
+
+def _first_line(error: BaseException) -> str:
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}…"
+
+
+def _silence_orbax() -> None:
+  """Drops Orbax's own log: what matters of it is raised as well."""
+  logging.get_absl_logger().addFilter(_not_orbax)
+
+
+def _not_orbax(record: std_logging.LogRecord) -> bool:
+  return "orbax" not in record.pathname

@@ -208,34 +208,52 @@ class TrainConfig:
   def __post_init__(self):
     _check(self.task in TASKS, "task", self.task, f"one of {TASKS}")
     _check(self.steps >= 1, "steps", self.steps, "at least 1")
+    _check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
     _check(self.log_every >= 1, "log_every", self.log_every, "at least 1")
     _check(self.shift > 0, "shift", self.shift, "above 0")
-    batch, split = self.data.batch_size, self.optimizer.accumulate
-    _check(batch >= 1, "data.batch_size", batch, "at least 1")
-    _check(split >= 1, "optimizer.accumulate", split, "at least 1")
-    _check(
-      batch % split == 0,
-      "data.batch_size",
-      batch,
-      f"a multiple of optimizer.accumulate ({split})",
-    )
-    _check(
-      self.checkpoint.every >= 1,
-      "checkpoint.every",
-      self.checkpoint.every,
-      "at least 1",
-    )
+    for name in ("every", "keep"):
+      value = getattr(self.checkpoint, name)
+      _check(value >= 1, f"checkpoint.{name}", value, "at least 1")
     for name in ("dtype", "frozen_dtype"):
       value = getattr(self, name)
       allowed = ("float32", "bfloat16")
       _check(value in allowed, name, value, f"one of {allowed}")
+    batch, drop = self.data.batch_size, self.data.caption_dropout
+    _check(batch >= 1, "data.batch_size", batch, "at least 1")
+    _check(0 <= drop <= 1, "data.caption_dropout", drop, "between 0 and 1")
+    _check_optimizer(self.optimizer, "optimizer", batch, "data")
     if self.task == "distill":
       _check_distill(self.distill)
+      _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
+      if self.distill.reward_weight:
+        _check_reward(self.reward)
+        batch = self.reward.batch_size
+        optimizer = self.reward_optimizer
+        _check_optimizer(optimizer, "reward_optimizer", batch, "reward")
 
 
 def _check(good: bool, name: str, value: Any, want: str) -> None:
   if not good:
     raise ValueError(f"config.{name} is {value!r}; it must be {want}")
+
+
+def _check_optimizer(
+  o: OptimizerConfig, name: str, batch: int, group: str
+) -> None:
+  _check(o.learning_rate >= 0, f"{name}.learning_rate", o.learning_rate, ">= 0")
+  _check(0 <= o.ema < 1, f"{name}.ema", o.ema, "0 to below 1")
+  split = o.accumulate
+  _check(split >= 1, f"{name}.accumulate", split, "at least 1")
+  want = f"a multiple of {name}.accumulate ({split})"
+  _check(batch % split == 0, f"{group}.batch_size", batch, want)
+
+
+def _check_reward(r: RewardConfig) -> None:
+  for field in dataclasses.fields(r):
+    value = getattr(r, field.name)
+    if type(value) is int:
+      least = 0 if field.name.startswith("warmup") else 1
+      _check(value >= least, f"reward.{field.name}", value, f">= {least}")
 
 
 def _check_distill(d: DistillConfig) -> None:
@@ -302,8 +320,10 @@ def _convert(value: Any, want: Any, name: str) -> Any:
     return from_config_dict(dict(value.items()), want, name)
   origin = typing.get_origin(want)
   if origin is tuple and isinstance(value, list | tuple):
-    inner = typing.get_args(want)[0]
-    return tuple(_convert(v, inner, name) for v in value)
+    inner = typing.get_args(want)
+    if inner[-1] is not ... and len(value) != len(inner):
+      raise ValueError(f"{name} is {value!r}; it must be {len(inner)} values")
+    return tuple(_convert(v, inner[0], name) for v in value)
   if origin in (types.UnionType, typing.Union):
     return value
   if want is float and type(value) is int:

@@ -1,6 +1,7 @@
 """The data of a run: opened where prepared, made where embedded."""
 
 import contextlib
+import hashlib
 import io
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -76,7 +77,8 @@ def open_data(
   """
   if config.source != EMBEDDED:
     return latents.read(config.source)
-  folder = str(epath.Path(folder) / f"{EMBEDDED}-{config.clips}")
+  name = f"{EMBEDDED}-{config.clips}-{_fingerprint(codec, encoder)}"
+  folder = str(epath.Path(folder) / name)
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself
     builder = moving_digits.MovingDigits(
@@ -95,6 +97,14 @@ def open_data(
       text.shape[1:],
     )
   return latents.read(f"{folder}/latents/{latents.Latents.VERSION}")
+
+
+def _fingerprint(codec: Codec, encoder: TextEncoder) -> str:
+  """Tells sets apart that another codec or text encoder has made."""
+  embedded = encoder.encode(moving_digits.all_captions())
+  arrays = [*jax.tree.leaves(codec), *embedded]
+  data = b"".join(np.asarray(array).tobytes() for array in arrays)
+  return hashlib.sha256(data).hexdigest()[:8]
 
 
 def _encode(

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from dollar_jax.rewards.base import Failures, Reward, check_frames, score
+from dollar_jax.rewards.base import Failures, Reward, score
 
 DecodeFn = Callable[[Any], Any]
 """latents [B, T, H, W, C] → frames uint8 [B, F, H, W, 3]."""
@@ -254,7 +254,6 @@ class Labeller:
 
   def _label(self, job: _Job) -> LabelledBatch:
     frames = np.asarray(jax.device_get(self._decode_fn(job.x0)))
-    check_frames(frames)
     values, failures = score(self._reward, frames, job.prompts)
     self.counts = self.counts.after(failures)
     if self.counts.failed_in_a_row >= self._max_failures:

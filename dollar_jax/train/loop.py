@@ -1,5 +1,7 @@
 """The training loop: cadence, progress, metrics, checkpoints, stopping."""
 
+import contextlib
+import json
 import zlib
 from typing import Any, Protocol
 
@@ -7,11 +9,12 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from dollar_jax.parallel.mesh import make_mesh, shard_batch
 from dollar_jax.train.checkpoint import Checkpointer
-from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.metrics import MetricsLog
 from dollar_jax.typing import Array, PyTree
 
@@ -98,30 +101,37 @@ def fit(
     The final state.
 
   Raises:
-    ValueError: if updates are not finite ten times in a row.
+    ValueError: if updates are not finite ten times in a row, or a checkpoint
+      there is of another run or cannot be read.
+    OSError: if the disk is full.
   """
-  checkpointer = Checkpointer(workdir, config.checkpoint, task.description)
-  state, start = task.init(), 0
-  restored = checkpointer.restore(task.to_saved(state), batches.iterator)
-  if restored is not None:
-    start, state = restored[0], task.from_saved(restored[1])
-  log = MetricsLog(workdir, start, config.tensorboard)
-  bar = tqdm(
-    range(start, config.steps),
-    initial=start,
-    total=config.steps,
-    desc=config.task,
-    unit="step",
-    disable=not progress,
-    mininterval=1.0,
-  )
-  behind: dict[str, Array] = {}
-  try:
+  with contextlib.ExitStack() as stack:
+    stack.callback(task.close)
+    checkpointer = Checkpointer(workdir, config.checkpoint, task.description)
+    stack.callback(checkpointer.close)
+    state, start = task.init(), 0
+    restored = checkpointer.restore(task.to_saved(state), batches.iterator)
+    if restored is not None:
+      start, state = restored[0], task.from_saved(restored[1])
+    write_config(config, workdir)
+    log = MetricsLog(workdir, start, config.tensorboard)
+    stack.callback(log.close)
+    bar = tqdm(
+      range(start, config.steps),
+      initial=start,
+      total=config.steps,
+      desc=config.task,
+      unit="step",
+      disable=None if progress else True,  # None: where stderr is no terminal
+      mininterval=1.0,
+    )
+    stack.callback(bar.close)
+    behind: dict[str, Array] = {}
     for index in bar:
       step = index + 1
       state, metrics = task.update(state, batches, index)
       # the check reads the step before, so the device never waits for it
-      _check_finite(behind, index)
+      _check_finite(behind, index, config.task)
       behind = metrics
       if step % config.log_every == 0 or step == config.steps:
         row = jax.device_get(metrics)
@@ -129,26 +139,37 @@ def fit(
         shown = {k: f"{float(v):.3g}" for k, v in list(row.items())[:4]}
         bar.set_postfix(shown, refresh=False)
       if step % config.checkpoint.every == 0 or step == config.steps:
-        _check_finite(behind, step)
-        saved = task.to_saved(state)
-        checkpointer.save(step, saved, batches.iterator, step == config.steps)
+        _check_finite(behind, step, config.task)
+        checkpointer.save(step, task.to_saved(state), batches.iterator)
     checkpointer.wait()
-  finally:
-    bar.close()
-    log.close()
-    task.close()
-    checkpointer.close()
   return state
 
 
-def _check_finite(metrics: dict[str, Array], step: int) -> None:
+def write_config(config: TrainConfig, workdir: str) -> None:
+  """Writes `workdir/config.json`, whole or not at all."""
+  path = epath.Path(workdir) / "config.json"
+  part = path.with_name(f".{path.name}.part")
+  part.write_text(json.dumps(to_dict(config), indent=2))
+  part.replace(path)
+
+
+_NETWORKS = {
+  "teacher": "teacher",
+  "distill": "student",
+  "score": "fake score",
+  "lrm": "latent reward model",
+}
+"""Names of networks, by the prefix of their metrics or else by the task."""
+
+
+def _check_finite(metrics: dict[str, Array], step: int, task: str) -> None:
   for name, value in metrics.items():
     if not name.endswith("skipped_in_row"):
       continue
     if int(jnp.asarray(value)) >= MAX_SKIPPED_IN_ROW:
-      network = name.removesuffix("skipped_in_row").strip("_") or "network"
+      prefix = name.removesuffix("skipped_in_row").strip("_") or task
       raise ValueError(
-        f"the {network}'s loss or gradient was not finite in "
+        f"the {_NETWORKS[prefix]}'s loss or gradient was not finite in "
         f"{MAX_SKIPPED_IN_ROW} updates in a row, up to step {step}; lower "
         "its learning rate, or go on from an earlier checkpoint"
       )

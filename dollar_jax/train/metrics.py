@@ -1,6 +1,7 @@
 """Metrics of a run: JSON lines always, TensorBoard on request."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,16 +25,18 @@ class MetricsLog:
     Raises:
       ValueError: if TensorBoard is asked for and not installed.
     """
-    self._path = epath.Path(workdir) / "metrics.jsonl"
-    kept = [row for row in read(workdir) if row["step"] <= start]
-    self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    self._file = self._path.open("a")
     self._writer = _tensorboard_writer(workdir) if tensorboard else None
+    path = epath.Path(workdir) / "metrics.jsonl"
+    kept = [row for row in read(workdir) if row["step"] <= start]
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(_line(row) for row in kept))
+    part.replace(path)  # killed here, the rows are not lost
+    self._file = path.open("a")
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Writes scalars of one step."""
+    """Writes scalars of one step; what is not finite as null."""
     row = {name: float(value) for name, value in values.items()}
-    self._file.write(json.dumps({"step": step, **row}) + "\n")
+    self._file.write(_line({"step": step, **row}))
     self._file.flush()
     if self._writer is not None:
       self._writer.write_scalars(step, row)
@@ -46,15 +49,25 @@ class MetricsLog:
 
 
 def read(workdir: str) -> list[dict[str, float]]:
-  """The rows of a run, oldest first; a torn last line is left out."""
+  """The rows of a run, oldest first; a torn last line is left out.
+
+  What was not finite is NaN.
+  """
   path = epath.Path(workdir) / "metrics.jsonl"
   rows = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:
-      rows.append(json.loads(line))
+      row = json.loads(line)
     except json.JSONDecodeError:
       break  # the process died while it wrote this line
+    rows.append({k: math.nan if v is None else v for k, v in row.items()})
   return rows
+
+
+def _line(row: Mapping[str, float]) -> str:
+  # NaN is Python's JSON only; browsers and jq refuse the file for it.
+  plain = {k: v if math.isfinite(v) else None for k, v in row.items()}
+  return json.dumps(plain) + "\n"
 
 
 def _tensorboard_writer(workdir: str) -> Any:

@@ -1,6 +1,5 @@
 """Fits the latent reward model to true rewards."""
 
-import jax
 import optax
 
 from dollar_jax.losses.reward import reward_matching_loss
@@ -38,9 +37,7 @@ def make_reward_step(
     loss, _, grads = gradients(
       loss_fn, state.params, batch, key, config.accumulate
     )
-    state, metrics = apply_gradients(
-      state, loss, grads, optimizer, config.ema
-    )
+    state, metrics = apply_gradients(state, loss, grads, optimizer, config.ema)
     return state, {"loss": loss, **metrics}
 
   return step

@@ -13,7 +13,7 @@ from dollar_jax.models.latent_reward import LatentReward
 from dollar_jax.parallel.mesh import make_mesh, replicate, shard_batch
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import state as states
-from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.labels import (
   LabelBuffer,
   LabelCounts,
@@ -27,6 +27,7 @@ from dollar_jax.train.reward_step import make_reward_step
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student
 from dollar_jax.typing import Array, Params
+
 
 @struct.dataclass
 class RewardState:
@@ -47,6 +48,7 @@ class RewardTuner:
 
   Attributes:
     model: the Linen module, its kind taken from the reward.
+    description: what must be equal for a checkpoint to fit.
   """
 
   def __init__(
@@ -90,6 +92,12 @@ class RewardTuner:
     self._apply = jax.jit(
       lambda params, *inputs: self.model.apply({"params": params}, *inputs)
     )
+    model = to_dict(self.model.config)
+    self.description = {
+      "name": settings.name,
+      "capacity": settings.capacity,
+      "model": {k: v for k, v in model.items() if k != "dtype"},
+    }
     self._labeller = Labeller(
       decode_fn,
       reward,
@@ -118,13 +126,19 @@ class RewardTuner:
   ) -> tuple[RewardState, dict[str, Any]]:
     """Labels the student's first samples and fits the model to them."""
     settings = self._config.reward
-    labelled = self._label(params, batches, settings.warmup_labels, 0)
+    count = settings.warmup_labels
+    labelled = self._label("warmup", params, batches, count, 0)
     self._keep(labelled)
+    state = self._measure(state, labelled)
+    return self._fit(state, settings.warmup_steps, 0)
+
+  def _measure(
+    self, state: RewardState, labelled: list[LabelledBatch]
+  ) -> RewardState:
     statistics = state.statistics
     for batch in labelled:
       statistics = statistics.update(batch.values, batch.valid)
-    state = state.replace(statistics=replicate(statistics, self._mesh))
-    return self._fit(state, settings.warmup_steps, 0)
+    return state.replace(statistics=replicate(statistics, self._mesh))
 
   def refresh(
     self, state: RewardState, params: Params, batches: Batches, step: int
@@ -137,20 +151,22 @@ class RewardTuner:
       not seen, `label_age` in updates, `label_failures` so far.
     """
     settings = self._config.reward
-    labelled = self._label(params, batches, settings.labels, step)
+    labelled = self._label("labels", params, batches, settings.labels, step)
     metrics = self._judge(state, labelled, step)
+    if not self._buffer.count:  # the reward gave nothing to warm up with
+      state = self._measure(state, labelled)
     self._keep(labelled)
     index = settings.warmup_steps + step * settings.steps
     state, more = self._fit(state, settings.steps, index)
     return state, {**metrics, **more}
 
   def _label(
-    self, params: Params, batches: Batches, count: int, step: int
+    self, name: str, params: Params, batches: Batches, count: int, step: int
   ) -> list[LabelledBatch]:
     drawn = 0
     while drawn < count:
       batch, prompts = batches.next()
-      key = named_key(self._config.seed, "labels", step, drawn)
+      key = named_key(self._config.seed, name, step, drawn)
       x0, text, mask = self._draw(params, batch, key)
       chosen = [prompts[i] for i in self._student.prompt_rows(len(x0))]
       self._labeller.submit(step, x0, text, mask, chosen)
@@ -227,4 +243,3 @@ class RewardTuner:
   def close(self) -> None:
     """Ends the labelling."""
     self._labeller.close()
-

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.denoiser import make_wan
+from dollar_jax.models.wan import WanConfig
 from dollar_jax.parallel.mesh import check_batch, make_mesh
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
@@ -21,7 +24,7 @@ from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import Params
 
 TEACHER_STEPS = 50
-TEACHER_GUIDANCE = 3.0
+TEACHER_GUIDANCE = 2.0
 """How a teacher trained here is sampled, unless told otherwise."""
 
 
@@ -47,9 +50,10 @@ def train(
     OSError: if the workdir cannot be written.
   """
   check_batch(config.data.batch_size, make_mesh())
+  if config.distill.reward_weight and config.task == "distill":
+    check_batch(config.reward.batch_size, make_mesh())
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2))
   base = _base(config)
   source = datasets.open_data(
     config.data,
@@ -57,6 +61,7 @@ def train(
     base.text_encoder,
     data_folder or str(folder / "data"),
   )
+  _check_data(source[0], base, config.data.source)
   batches = Batches(make_batches(source, config.data.batch_size, config.seed))
   if config.task == "teacher":
     task = TeacherTask(
@@ -76,8 +81,13 @@ def train(
 def _base(config: TrainConfig) -> Pipeline:
   """The teacher of a distillation, or the untrained model of a teacher run."""
   if config.task == "distill":
-    base = open_model(config.teacher)
+    base = open_model(config.teacher, config.scan)
     denoiser = base.denoiser
+    if denoiser.config.scan != config.scan:
+      raise ValueError(
+        f"{config.teacher} is an unfinished run with scan="
+        f"{denoiser.config.scan}; finish it, or set config.scan to the same"
+      )
   else:
     codec = datasets.digits_codec(config.data)
     clip = datasets.digits_clip_shape()
@@ -89,10 +99,48 @@ def _base(config: TrainConfig) -> Pipeline:
       Recipe(codec.latent_shape(*clip), FPS, TEACHER_STEPS, TEACHER_GUIDANCE),
     )
     denoiser = base.denoiser
+  _check_model(denoiser.config, base)
   denoiser = denoiser.with_config(
     dtype=config.dtype, remat=config.remat, scan=config.scan
   )
   return dataclasses.replace(base, denoiser=denoiser)
+
+
+def _check_model(model: WanConfig, base: Pipeline) -> None:
+  """Checks that a network fits its codec and text encoder.
+
+  Raises:
+    ValueError: if a size does not.
+  """
+  channels = base.recipe.latent_shape[-1]
+  width = base.null_prompt["null_text"].shape[-1]
+  for name, have, need in (
+    ("in_channels", model.in_channels, channels),
+    ("out_channels", model.out_channels, channels),
+    ("text_dim", model.text_dim, width),
+  ):
+    if have != need:
+      raise ValueError(
+        f"model.{name} is {have}, but the latents have {channels} channels "
+        f"and the text embeddings {width}; set it to {need}"
+      )
+
+
+def _check_data(example: dict[str, Any], base: Pipeline, source: str) -> None:
+  """Checks that a data set fits the model.
+
+  Raises:
+    ValueError: if a shape does not.
+  """
+  for name, need in (
+    ("latents", base.recipe.latent_shape),
+    ("text", base.null_prompt["null_text"].shape),
+  ):
+    if example[name].shape != need:
+      raise ValueError(
+        f"{name} in data set {source} have shape {example[name].shape}, but "
+        f"the model takes {need}; prepare the data with this model"
+      )
 
 
 def _distillation(
@@ -108,7 +156,10 @@ def _distillation(
       base.recipe.latent_shape,
       base.null_prompt["null_text"].shape,
     )
-  start = _start(config.student, config.scan) if config.student else None
+  start = None
+  if config.student:
+    start = _start(config.student, config.scan)
+    _check_start(start, base.params, config.student)
   task = DistillTask(
     student, base.params, config, base.null_prompt, tuner, start
   )
@@ -133,11 +184,27 @@ def _start(path: str, scan: bool) -> dict[str, Params]:
   return {"student": open_model(path, scan).params}
 
 
+def _check_start(start: dict[str, Params], teacher: Params, name: str) -> None:
+  """Checks that a student to start from is of the teacher's architecture.
+
+  Raises:
+    ValueError: if it is not.
+  """
+  shapes = jax.tree.map(jnp.shape, teacher)
+  if any(
+    jax.tree.map(jnp.shape, params) != shapes for params in start.values()
+  ):
+    raise ValueError(
+      f"the student in {name} is not of the teacher's architecture, or was "
+      "trained with another config.scan; choose another"
+    )
+
+
 def open_model(name: str, scan: bool = False) -> Pipeline:
   """Opens "embedded", a model folder, or a run's folder.
 
   A run that is finished has its model in `name/model`; of one that is not,
-  the newest checkpoint's average is taken.
+  the newest checkpoint's average is taken, and `scan` is as in that run.
 
   Raises:
     ValueError: if it is none of these, or damaged.

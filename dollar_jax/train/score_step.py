@@ -42,9 +42,7 @@ def make_score_step(
     loss, _, grads = gradients(
       loss_fn, state.params, batch, key, config.accumulate
     )
-    state, metrics = apply_gradients(
-      state, loss, grads, optimizer, config.ema
-    )
+    state, metrics = apply_gradients(state, loss, grads, optimizer, config.ema)
     return state, {"loss": loss, **metrics}
 
   return step

@@ -10,7 +10,7 @@ from flax import struct
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.parallel.mesh import make_mesh, replicate
 from dollar_jax.train import state as states
-from dollar_jax.train.config import TrainConfig, to_dict
+from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
 from dollar_jax.train.loop import Batches, named_key
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.reward_tuner import RewardState, RewardTuner
@@ -27,6 +27,15 @@ def architecture(denoiser: Denoiser) -> dict[str, Any]:
   config = {k: v for k, v in config.items() if k not in ("dtype", "remat")}
   process, prediction = denoiser.process.name, denoiser.prediction
   return {**config, "process": process, "prediction": prediction}
+
+
+def _structure(config: OptimizerConfig) -> dict[str, Any]:
+  """What decides which arrays a network's state has."""
+  return {
+    "name": config.name,
+    "clips": config.clip_norm > 0,
+    "averages": config.ema > 0,
+  }
 
 
 class TeacherTask:
@@ -63,13 +72,18 @@ class TeacherTask:
       config.data.caption_dropout,
     )
     self.step = jax.jit(step, donate_argnums=0)
-    self.description = {"task": "teacher", "model": architecture(denoiser)}
+    self.description = {
+      "task": "teacher",
+      "model": architecture(denoiser),
+      "optimizer": _structure(config.optimizer),
+    }
 
   def init(self) -> NetworkState:
     """A fresh network."""
     key = named_key(self._config.seed, "init", 0)
     text_shape = self._frozen["null_text"].shape
-    params = self._denoiser.init(key, self._latent_shape, text_shape)
+    init = jax.jit(self._denoiser.init, static_argnums=(1, 2))
+    params = init(key, self._latent_shape, text_shape)
     ema = self._config.optimizer.ema > 0
     return replicate(states.create(params, self._optimizer, ema), self._mesh)
 
@@ -167,9 +181,10 @@ class DistillTask:
       "task": "distill",
       "model": architecture(student.denoiser),
       "grid": [float(t) for t in student.grid],
-      "networks": ["student"]
-      + ["fake_score"] * bool(c.vsd_weight)
-      + ["latent_reward"] * bool(c.reward_weight),
+      "optimizer": _structure(config.optimizer),
+      "score_optimizer": c.vsd_weight > 0
+      and _structure(config.score_optimizer),
+      "reward": tuner is not None and tuner.description,
     }
 
   def init(self) -> DistillState:

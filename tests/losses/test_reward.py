@@ -194,6 +194,13 @@ def test_a_constant_reward_does_not_explode(constant):
   assert float(jnp.abs(z).max()) < 0.1
 
 
+def test_rounding_is_not_a_deviation():
+  values = 3.3 * (1 + 1e-7 * jnp.array([-1.0, 1.0, 1.0, -1.0, 2.0]))
+  assert len(set(values.tolist())) > 1
+  statistics = update(RewardStatistics.create(), values)
+  assert float(jnp.abs(statistics.normalise(values)).max()) < 0.1
+
+
 def test_before_two_values_the_deviation_is_one():
   statistics = RewardStatistics.create()
   np.testing.assert_array_equal(

@@ -230,5 +230,4 @@ def test_learns_a_known_reward(kind, text, true):
       variables, state, x0[rows], prompt[rows], values[rows]
     )
   predicted = jax.jit(module.apply)(variables, x0[3072:], prompt[3072:])
-  print("RHO", stats.spearmanr(predicted, values[3072:]).statistic)
   assert stats.spearmanr(predicted, values[3072:]).statistic > 0.9

@@ -272,6 +272,8 @@ def test_close_ends_the_thread_and_drops_what_waits():
   threading.Timer(0.2, release.set).start()
   labeller.close()
   assert scored == [1]
+  assert labeller.pending == 0
+  assert len(labeller.collect(block=True)) == 1  # and does not wait for ever
   assert not any(t.name == "labeller" for t in threading.enumerate())
   with pytest.raises(RuntimeError, match="closed"):
     labeller.submit(9, _latents(9), None, None, PROMPTS)

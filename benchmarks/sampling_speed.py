@@ -1,0 +1,236 @@
+"""Few-step students against the 50-step guided teacher, on this machine.
+
+  python benchmarks/sampling_speed.py [--batches 64 4] [--out=FILE.json]
+
+The samplers have one network (random weights of configs/digits/teacher.py, or
+--model=FOLDER), get the same text and noise, and take turns in one process.
+Compilation is left out. A value is the median over the turns; CPU time is that
+of all threads. "decoded" adds the codec and the copy of the frames to NumPy.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dollar_jax.diffusion.timesteps import student_grid
+from dollar_jax.interop.pipeline import Pipeline, Recipe
+from dollar_jax.models.denoiser import make_wan
+from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.train.config import TrainConfig, from_config_dict
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits" / "teacher.py"
+PATCH = (4, 8, 8)
+"""Frames, rows and columns of pixels under one latent of the digits."""
+
+REQUIRED = {("cpu", 64): 95.0, ("wall", 64): 68.0, ("wall", 4): 68.0}
+"""How many times faster one step has to be, by clock and batch."""
+
+
+@dataclasses.dataclass
+class Contender:
+  """One way to make a batch of videos, and how long it took.
+
+  Attributes:
+    name: what it is called.
+    evaluations: of the network, a video.
+    run: makes the batch and waits for it.
+    calls: calls a turn; enough of them to outlast the clocks' resolution.
+    wall: seconds a call, of every turn.
+    cpu: the same of all threads' CPU time.
+  """
+
+  name: str
+  evaluations: int
+  run: Callable[[], Any]
+  calls: int = 1
+  wall: list[float] = dataclasses.field(default_factory=list)
+  cpu: list[float] = dataclasses.field(default_factory=list)
+
+  def warm_up(self, turn_seconds: float) -> None:
+    """Compiles, then fits the calls of a turn to `turn_seconds`."""
+    self.run()
+    self.take_turn()
+    self.calls = max(1, round(turn_seconds / self.wall.pop()))
+    self.cpu.clear()
+
+  def take_turn(self) -> None:
+    """Runs and takes the time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(self.calls):
+      self.run()
+    self.cpu.append((time.process_time() - cpu) / self.calls)
+    self.wall.append((time.perf_counter() - wall) / self.calls)
+
+
+def random_pipeline(config: TrainConfig) -> Pipeline:
+  """The digits' teacher with random weights and a random codec."""
+  shape = (2, 4, 4, config.model.in_channels)
+  denoiser = make_wan(config.model, config.shift)
+  denoiser = denoiser.with_config(dtype=config.dtype, scan=config.scan)
+  text = (4, config.model.text_dim)
+  pixels = 3 * int(np.prod(PATCH))
+  basis = np.random.default_rng(0).standard_normal((pixels, shape[-1]))
+  codec = LinearVAE(
+    np.asarray(basis / 100, np.float32),
+    np.zeros(pixels, np.float32),
+    np.ones(shape[-1], np.float32),
+    PATCH,
+  )
+  params = denoiser.init(jax.random.key(0), shape, text)
+  return Pipeline(denoiser, params, codec, None, Recipe(shape))
+
+
+def make_contenders(
+  base: Pipeline,
+  batch: int,
+  text_shape: tuple[int, int],
+  teacher: tuple[int, float],
+  students: list[int],
+  decoded: bool,
+) -> list[Contender]:
+  """The teacher and each student, all inputs on the device already.
+
+  Args:
+    base: network, weights, codec.
+    batch: videos a call.
+    text_shape: S, D.
+    teacher: its steps and guidance scale.
+    students: the steps K of each student.
+    decoded: whether to go on to uint8 frames on the host.
+  """
+  rng = np.random.default_rng(1)
+  text = rng.standard_normal((batch, *text_shape), np.float32)
+  mask = np.ones((batch, text_shape[0]), bool)
+  null = np.zeros(text_shape, np.float32), np.zeros(text_shape[0], bool)
+  params = jax.device_put(base.params)
+  inputs = jax.device_put((text, mask, *null))
+  decode, codec = jax.jit(_decode), jax.device_put(base.codec)
+  recipes = {f"teacher, {teacher[0]} steps": base.recipe.as_teacher(*teacher)}
+  for steps in students:
+    grid = student_grid(steps, base.denoiser.shift)
+    name = f"student, {steps} step{'s' * (steps > 1)}"
+    recipes[name] = base.recipe.as_student(grid)
+
+  def contender(name: str, recipe: Recipe) -> Contender:
+    sampler = dataclasses.replace(base, recipe=recipe).sampler
+    names = [str(i) for i in range(batch)]
+    noises = base.with_params(params, recipe).draw_noise(names, 0)
+
+    def run() -> Any:
+      x0 = sampler(params, noises, *inputs)
+      if decoded:
+        return np.asarray(decode(codec, x0))
+      return jax.block_until_ready(x0)
+
+    return Contender(name, recipe.network_evaluations, run)
+
+  return [contender(*item) for item in recipes.items()]
+
+
+def _decode(codec: Any, x0: jax.Array) -> jax.Array:
+  return codec.decode(x0)
+
+
+def compare(
+  contenders: list[Contender], turns: int, turn_seconds: float
+) -> list[dict[str, Any]]:
+  """Lets them take turns.
+
+  Returns:
+    For each: `name`, `evaluations`, `wall` and `cpu` (median seconds a call),
+    `wall_ratio` and `cpu_ratio` (the first one's over its own).
+  """
+  for contender in contenders:
+    contender.warm_up(turn_seconds)
+  for _ in range(turns):
+    for contender in contenders:
+      contender.take_turn()
+  rows = []
+  for contender in contenders:
+    row = {"name": contender.name, "evaluations": contender.evaluations}
+    for clock in ("wall", "cpu"):
+      row[clock] = statistics.median(getattr(contender, clock))
+      row[f"{clock}_ratio"] = (rows[0] if rows else row)[clock] / row[clock]
+    rows.append(row)
+  return rows
+
+
+def main() -> None:
+  """Prints the table and whether one step is as much faster as required."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--model", help="a model folder, or 'embedded'")
+  parser.add_argument("--batches", nargs="+", type=int, default=[64, 4])
+  parser.add_argument("--teacher_steps", type=int, default=50)
+  parser.add_argument("--guidance", type=float, default=3.0)
+  parser.add_argument("--students", nargs="+", type=int, default=[1, 2, 4])
+  parser.add_argument("--turns", type=int, default=7)
+  parser.add_argument(
+    "--turn_seconds", type=float, default=0.5, help="shortest turn"
+  )
+  parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
+  args = parser.parse_args()
+  if args.model:
+    base = Pipeline.load(args.model)
+  else:
+    values = runpy.run_path(str(CONFIG))["get_config"]()
+    base = random_pipeline(from_config_dict(values))
+  text_shape = 4, base.denoiser.config.text_dim
+  machine = (
+    f"jax {jax.__version__}, {jax.devices()[0].device_kind}, "
+    f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before"
+  )
+  print(machine)
+  results = []
+  for batch in args.batches:
+    for decoded in (False, True):
+      contenders = make_contenders(
+        base,
+        batch,
+        text_shape,
+        (args.teacher_steps, args.guidance),
+        args.students,
+        decoded,
+      )
+      rows = compare(contenders, args.turns, args.turn_seconds)
+      what = "decoded" if decoded else "latents"
+      print(f"\nbatch {batch}, {what}")
+      print(
+        f"{'':20}{'calls':>6}{'wall s':>10}{'CPU s':>10}"
+        f"{'wall x':>8}{'CPU x':>8}"
+      )
+      for row in rows:
+        print(
+          f"{row['name']:20}{row['evaluations']:6}{row['wall']:10.5f}"
+          f"{row['cpu']:10.5f}{row['wall_ratio']:8.1f}{row['cpu_ratio']:8.1f}"
+        )
+        results.append({"batch": batch, "output": what, **row})
+  print()
+  for (clock, batch), wanted in REQUIRED.items():
+    for row in results:
+      one_step = row["evaluations"] == 1 and row["output"] == "latents"
+      if one_step and row["batch"] == batch:
+        ratio = row[f"{clock}_ratio"]
+        verdict = "holds" if ratio >= wanted else "FALLS SHORT"
+        print(
+          f"batch {batch}: {ratio:.1f} times less {clock} time, "
+          f"{wanted:g} required: {verdict}"
+        )
+  if args.out:
+    result = {"machine": machine, "results": results}
+    args.out.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,169 @@
+"""Figures for reports and documents.
+
+They are drawn in black on nothing, so that a page can give them its own ink,
+and by matplotlib's objects alone: no global state, no window system.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from dollar_jax.evaluation import mosaic
+
+COLORS = ("#4c8fe0", "#e8890c", "#2aa876", "#d3568c", "#8f7ae5", "#8a8f98")
+"""Readable on white and on black."""
+
+_STYLE = {
+  "axes.grid": True,
+  "axes.prop_cycle": mpl.cycler(color=COLORS),
+  "axes.spines.right": False,
+  "axes.spines.top": False,
+  "axes.titlesize": "medium",
+  "axes.titlelocation": "left",
+  "figure.constrained_layout.use": True,
+  "font.size": 10,
+  "grid.alpha": 0.25,
+  "grid.color": "#808080",
+  "legend.frameon": False,
+  "lines.linewidth": 1.8,
+  "svg.fonttype": "none",
+}
+
+Rows = Sequence[Mapping[str, float]]
+"""Metrics, one row a step; a key need not be in every row."""
+
+
+def curves(
+  rows: Rows,
+  keys: Mapping[str, str] | Sequence[str],
+  *,
+  x: str = "step",
+  columns: int = 3,
+) -> Figure:
+  """One small plot for each metric, as losses differ in scale.
+
+  Args:
+    rows: metrics.
+    keys: metrics to plot, or metric → title.
+    x: key of the horizontal axis.
+    columns: plots side by side.
+
+  Raises:
+    ValueError: naming the metrics that no row has.
+  """
+  titles = keys if isinstance(keys, Mapping) else {key: key for key in keys}
+  series = {key: _series(rows, x, key) for key in titles}
+  columns = min(columns, len(titles))
+  height = -(-len(titles) // columns)
+  with mpl.rc_context(_STYLE):
+    figure = Figure(figsize=(3.2 * columns, 2.3 * height))
+    axes = figure.subplots(height, columns, squeeze=False)
+    for ax, (key, title) in zip(axes.flat, titles.items(), strict=False):
+      ax.plot(*series[key], marker="." if len(series[key][0]) < 30 else None)
+      ax.set(title=title, xlabel=x)
+    for ax in axes.flat[len(titles) :]:
+      ax.remove()
+  return figure
+
+
+def reward_curves(
+  rows: Rows,
+  *,
+  latent: str = "lrm_reward",
+  true: str = "true_reward",
+  x: str = "step",
+) -> Figure:
+  """The latent model's reward and the true one on one pair of axes.
+
+  Where they part, the student exploits the latent model.
+
+  Raises:
+    ValueError: naming the metrics that no row has.
+  """
+  series = {
+    "true reward of decoded videos": (_series(rows, x, true), "o-"),
+    "reward that the latent model predicts": (_series(rows, x, latent), "s--"),
+  }
+  with mpl.rc_context(_STYLE):
+    figure = Figure(figsize=(6.4, 3.2))
+    ax = figure.subplots()
+    for label, (points, form) in series.items():
+      ax.plot(*points, form, label=label, markersize=4.5)
+    ax.set(xlabel=x, ylabel="reward")
+    ax.legend(loc="best")
+  return figure
+
+
+def contact_sheet(
+  clips: np.ndarray,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  *,
+  frames: int = 4,
+  scale: int = 2,
+) -> bytes:
+  """A still picture of clips: every clip a strip of some of its frames.
+
+  Args:
+    clips: uint8 [R, C, F, H, W, 3].
+    rows: R names.
+    columns: C prompts.
+    frames: frames shown of each clip, evenly spaced from first to last.
+    scale: every pixel becomes a square of this side.
+
+  Returns:
+    a PNG file, on white.
+
+  Raises:
+    ValueError: if the names do not fit the clips.
+  """
+  clips = np.asarray(clips)
+  check_names(clips, rows, columns)
+  shown = np.linspace(0, clips.shape[2] - 1, frames).round().astype(int)
+  strips = np.concatenate([clips[:, :, i] for i in shown], axis=3)
+  sheet = mosaic.mosaic(strips[:, :, None], scale)[0]
+  dpi = 100
+  height, width = np.array(sheet.shape[:2]) / dpi
+  with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    figure = Figure(figsize=(width + 1.6, height + 0.4), dpi=dpi)
+    ax = figure.subplots()
+    ax.imshow(sheet, interpolation="none", aspect="equal")
+    ax.set_xticks(_centres(len(columns), sheet.shape[1]), columns)
+    ax.set_yticks(_centres(len(rows), sheet.shape[0]), rows)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi, bbox_inches="tight")
+  return file.getvalue()
+
+
+def check_names(
+  clips: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+  """Checks that a grid of clips [R, C, ...] has R and C names.
+
+  Raises:
+    ValueError: if it has not.
+  """
+  if clips.shape[:2] != (len(rows), len(columns)):
+    raise ValueError(
+      f"clips of shape {clips.shape} have {len(rows)} names for rows and "
+      f"{len(columns)} for columns; the first two axes must match them"
+    )
+
+
+def _series(rows: Rows, x: str, key: str) -> tuple[list[float], list[float]]:
+  points = [(row[x], row[key]) for row in rows if key in row and x in row]
+  if not points:
+    known = sorted({name for row in rows for name in row} - {x})
+    raise ValueError(
+      f"no row has the metric {key!r} and {x!r}; there are: {', '.join(known)}"
+    )
+  return tuple(map(list, zip(*points, strict=True)))
+
+
+def _centres(count: int, size: int) -> np.ndarray:
+  return (np.arange(count) + 0.5) * size / count - 0.5

@@ -1,0 +1,132 @@
+"""One step along the path from noise to data."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dollar_jax.diffusion.process import (
+  FlowProcess,
+  VPProcess,
+  add_noise,
+  from_x0,
+  levels,
+)
+from dollar_jax.diffusion.solvers import ddim_step, implied_noise, renoise_step
+
+PROCESSES = [
+  pytest.param(FlowProcess(), id="flow"),
+  pytest.param(VPProcess(), id="vp"),
+]
+every_process = pytest.mark.parametrize("process", PROCESSES)
+T, S = jnp.array([1.0, 0.6]), jnp.array([0.7, 0.25])
+
+
+@pytest.fixture
+def arrays():
+  """x_t, x0 and fresh noise [2, 2, 3, 3, 2], unrelated to each other."""
+  rng = np.random.default_rng(0)
+  return tuple(
+    jnp.asarray(rng.standard_normal((3, 2, 2, 3, 3, 2)), jnp.float32)
+  )
+
+
+@every_process
+def test_a_step_to_0_is_x0_to_the_bit(process, arrays):
+  x_t, x0, eps = arrays
+  zero = jnp.zeros(2)
+  np.testing.assert_array_equal(ddim_step(process, x_t, x0, T, zero), x0)
+  step = renoise_step(process, x_t, x0, T, zero, eps, 0.5)
+  np.testing.assert_array_equal(step, x0)
+
+
+@every_process
+def test_a_step_to_the_same_time_stays(process, arrays):
+  x_t, x0, _ = arrays
+  np.testing.assert_allclose(
+    ddim_step(process, x_t, x0, T, T), x_t, rtol=1e-5, atol=1e-6
+  )
+
+
+def test_vp_step_is_the_textbook_ddim(arrays):
+  """Eq. 12 of arXiv 2010.02502 at eta = 0, in float64."""
+  x_t, x0, _ = arrays
+  process, t = VPProcess(), jnp.array([0.8, 0.6])
+  abar_t, abar_s = (
+    np.asarray(levels(process, time, x_t)[0], np.float64) ** 2
+    for time in (t, S)
+  )
+  x = np.asarray(x_t, np.float64)
+  eps = np.asarray(from_x0(process, x0, x_t, t, "eps"), np.float64)
+  clean = (x - np.sqrt(1 - abar_t) * eps) / np.sqrt(abar_t)
+  textbook = np.sqrt(abar_s) * clean + np.sqrt(1 - abar_s) * eps
+  np.testing.assert_allclose(
+    ddim_step(process, x_t, x0, t, S), textbook, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_flow_step_is_eulers(arrays):
+  x_t, x0, _ = arrays
+  process = FlowProcess()
+  velocity = from_x0(process, x0, x_t, T, "flow")
+  euler = x_t + (S - T).reshape(2, 1, 1, 1, 1) * velocity
+  np.testing.assert_allclose(
+    ddim_step(process, x_t, x0, T, S), euler, rtol=1e-5, atol=1e-5
+  )
+
+
+@every_process
+def test_the_true_x0_keeps_the_noise(process, arrays):
+  _, x0, eps = arrays
+  x_t = add_noise(process, x0, eps, T)
+  np.testing.assert_allclose(
+    implied_noise(process, x_t, x0, T), eps, rtol=1e-5, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    ddim_step(process, x_t, x0, T, S),
+    add_noise(process, x0, eps, S),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+
+
+@every_process
+def test_all_fresh_noise_forgets_the_path(process, arrays):
+  x_t, x0, eps = arrays
+  np.testing.assert_array_equal(
+    renoise_step(process, x_t, x0, T, S, eps, 1.0),
+    add_noise(process, x0, eps, S),
+  )
+
+
+@every_process
+def test_no_fresh_noise_is_ddim(process, arrays):
+  x_t, x0, eps = arrays
+  np.testing.assert_allclose(
+    renoise_step(process, x_t, x0, T, S, eps, 0.0),
+    ddim_step(process, x_t, x0, T, S),
+    rtol=1e-6,
+  )
+
+
+@every_process
+def test_noise_in_between_keeps_its_variance(process, arrays):
+  x_t, x0, eps = arrays
+  moved = renoise_step(process, x_t, x0, T, S, eps, 0.6)
+  noise = implied_noise(process, moved, x0, S)
+  kept = implied_noise(process, x_t, x0, T)
+  np.testing.assert_allclose(
+    noise, 0.8 * kept + 0.6 * eps, rtol=1e-4, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("fresh", [-0.1, 1.5])
+def test_share_of_fresh_noise_is_checked(arrays, fresh):
+  x_t, x0, eps = arrays
+  with pytest.raises(ValueError, match=r"must lie between 0 and 1"):
+    renoise_step(FlowProcess(), x_t, x0, T, S, eps, fresh)
+
+
+def test_shapes_must_agree(arrays):
+  x_t, x0, _ = arrays
+  with pytest.raises(AssertionError):
+    ddim_step(FlowProcess(), x_t, x0[..., :1], T, S)

@@ -1,0 +1,67 @@
+"""Attention against `jax.nn.dot_product_attention`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dollar_jax.models.attention import attention
+
+attend = jax.jit(attention)
+
+
+def _inputs(batch, queries, keys, heads=3, size=8):
+  rng = np.random.default_rng(0)
+  lengths = (queries, keys, keys)
+  return [
+    rng.standard_normal((batch, n, heads, size)).astype(np.float32)
+    for n in lengths
+  ]
+
+
+@pytest.mark.parametrize("queries, keys", [(7, 7), (5, 9), (4, 1)])
+def test_output_equals_jax(queries, keys):
+  inputs = _inputs(2, queries, keys)
+  np.testing.assert_allclose(
+    attend(*inputs), jax.nn.dot_product_attention(*inputs), atol=2e-6
+  )
+
+
+def test_gradients_equal_jax():
+  inputs = _inputs(2, 5, 6)
+  weight = _inputs(2, 5, 1)[0][::-1]
+
+  def gradients(fn):
+    loss = lambda *x: jnp.sum(fn(*x) * weight)
+    return jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
+
+  ours, theirs = map(gradients, (attention, jax.nn.dot_product_attention))
+  for a, b in zip(ours, theirs, strict=True):
+    assert float(jnp.abs(b).max()) > 1e-2
+    np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_equal_keys_average_the_values():
+  query, key, value = _inputs(2, 4, 6)
+  out = attend(query, np.ones_like(key), value)
+  wanted = np.broadcast_to(value.mean(1, keepdims=True), query.shape)
+  np.testing.assert_allclose(out, wanted, atol=1e-6)
+
+
+def test_large_logits_do_not_overflow():
+  query, _, value = _inputs(1, 6, 6)
+  query = 1e3 * query / np.linalg.norm(query, axis=-1, keepdims=True)
+  out = attend(query, query, value)  # each token looks at itself alone
+  np.testing.assert_allclose(out, value, atol=1e-6)
+
+
+def test_bfloat16_keeps_logits_and_softmax_in_float32():
+  """Logits of 40.25 and 40.56, which bfloat16 would round to 40.5."""
+  query, near, far = (
+    jnp.full((1, 1, 1, 1), x, jnp.bfloat16) for x in (10.0625, 4.03125, 4.0)
+  )
+  value = jnp.array([1, 0], jnp.bfloat16).reshape(1, 2, 1, 1)
+  out = attend(query, jnp.concatenate([near, far], 1), value)
+  assert out.dtype == jnp.bfloat16
+  wanted = jax.nn.sigmoid(10.0625 * 0.03125)
+  assert float(out[0, 0, 0, 0]) == pytest.approx(float(wanted), abs=4e-3)

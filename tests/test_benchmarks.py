@@ -1,0 +1,252 @@
+"""The benchmarks count and time what they say they do."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import sampling_speed, step_cost
+from dollar_jax.models.denoiser import make_wan
+from dollar_jax.models.latent_reward import LatentRewardConfig
+from dollar_jax.models.wan import WanConfig
+from dollar_jax.train import config as configs
+
+A, B, SQUARE = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 4))
+AB, CUBE = 2 * 3 * 5 * 7, 2 * 4 * 4 * 4
+IMAGE, KERNEL = jnp.ones((2, 4, 5, 6)), jnp.ones((3, 3, 6, 8))
+CONVOLUTION = 2 * (2 * 4 * 5) * (3 * 3) * 6 * 8
+
+
+def flops(fn, *args):
+  return step_cost.matmul_flops(jax.make_jaxpr(fn)(*args))
+
+
+def power(a, b):
+  return jnp.sum((a @ b) ** 2)
+
+
+def convolve(x, kernel, groups=1):
+  layout = ("NHWC", "HWIO", "NHWC")
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", None, None, layout, groups
+  )
+
+
+def scanned(x):
+  return jax.lax.scan(
+    lambda y, _: (jax.jit(jnp.matmul)(y, y), None), x, None, 6
+  )
+
+
+def looped(x):
+  return jax.lax.fori_loop(0, 5, lambda _, y: y @ y, x)
+
+
+def branched(x):
+  return jax.lax.cond(x[0, 0] > 0, lambda y: y @ y, lambda y: y @ y @ y, x)
+
+
+@jax.custom_vjp
+def product(a, b):
+  return a @ b
+
+
+product.defvjp(
+  lambda a, b: (a @ b, (a, b)), lambda saved, g: (g @ saved[1].T, 0 * saved[1])
+)
+
+
+def product_loss(a, b):
+  return jnp.sum(product(a, b))
+
+
+def batched(x, y):
+  return jnp.einsum("bnlk,bnmk->bnlm", x, y)
+
+
+def grouped(x, kernel):
+  return convolve(x, kernel, groups=2)
+
+
+@pytest.mark.parametrize(
+  "fn, args, wanted",
+  [
+    (jnp.matmul, (A, B), AB),
+    (lambda a: jnp.sum(a * a), (A,), 0),
+    (batched, (jnp.ones((2, 3, 4, 5)), jnp.ones((2, 3, 6, 5))), 2 * 6 * 24 * 5),
+    (jax.vmap(lambda row: row @ B), (A,), AB),
+    (jax.grad(power), (A, B), 2 * AB),
+    (jax.grad(power, (0, 1)), (A, B), 3 * AB),
+    # the first run, one more for the backward pass, and that for two inputs
+    (jax.value_and_grad(jax.checkpoint(power), (0, 1)), (A, B), 4 * AB),
+    (product, (A, B), AB),
+    (jax.grad(product_loss), (A, B), 2 * AB),
+    (lambda a, b: jax.nn.silu(a @ b), (A, B), AB),
+    (scanned, (SQUARE,), 6 * CUBE),
+    (looped, (SQUARE,), 5 * CUBE),
+    (branched, (SQUARE,), 2 * CUBE),
+    (convolve, (IMAGE, KERNEL), CONVOLUTION),
+    (grouped, (IMAGE, jnp.ones((3, 3, 3, 8))), CONVOLUTION // 2),
+    (
+      jax.grad(lambda x, k: jnp.sum(convolve(x, k) ** 2), (0, 1)),
+      (IMAGE, KERNEL),
+      3 * CONVOLUTION,
+    ),
+  ],
+)
+def test_count_equals_the_count_by_hand(fn, args, wanted):
+  assert flops(fn, *args) == wanted
+
+
+def test_a_product_in_a_loop_of_unknown_length_is_refused():
+  def grow(x):
+    return jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ y, x)
+
+  with pytest.raises(ValueError, match="'while', whose repetitions"):
+    flops(grow, SQUARE)
+
+
+def test_calls_of_the_host_are_found_in_loops():
+  def body(y, _):
+    jax.debug.callback(print, y[0])
+    return jax.pure_callback(np.sin, y, y), None
+
+  jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(body, x, None, 3))(A)
+  assert step_cost.host_calls(jaxpr) == ["debug_callback", "pure_callback"]
+  assert step_cost.host_calls(jax.make_jaxpr(scanned)(SQUARE)) == []
+
+
+WAN = WanConfig((1, 2, 2), 2, 6, 3, 5, 7, 8, 20, num_layers=2, scan=False)
+LATENT, TEXT = (2, 8, 4, 3), (3, 7)
+
+
+def count_steps(model, inputs="simulate", **latent_reward):
+  """The ratio of every step, at sizes that are all different."""
+  student = configs.TrainConfig(
+    task="distill",
+    data=configs.DataConfig(batch_size=8),
+    distill=configs.DistillConfig(inputs=inputs, reward_weight=1.0),
+    reward=configs.RewardConfig(batch_size=5),
+    latent_reward=LatentRewardConfig(width=10, depth=2),
+  )
+  teacher = configs.TrainConfig(
+    data=configs.DataConfig(batch_size=6),
+    optimizer=configs.OptimizerConfig(name="muon", ema=0.9),
+  )
+  rows = step_cost.count_steps(student, teacher, make_wan(model), LATENT, TEXT)
+  return {row.step: row for row in rows}
+
+
+@pytest.mark.parametrize("inputs", ["simulate", "data"])
+def test_no_step_does_more_than_its_ideal(inputs):
+  # out_channels must equal in_channels where samples are noised again
+  model = dataclasses.replace(WAN, out_channels=3, scan=inputs == "data")
+  rows = count_steps(model, inputs)
+  assert len(rows) == len(step_cost.ABLATIONS) + 3
+  # the hand count is exact, so that any hidden product shows
+  assert {name: row.ratio for name, row in rows.items()} == dict.fromkeys(
+    rows, 1.0
+  )
+  assert not any(row.host_calls for row in rows.values())
+  parts = {name: set(row.parts) for name, row in rows.items()}
+  assert "fake score" not in parts["student CD"]
+  assert "CD teacher" not in parts["student VSD+LRM"]
+  assert ("rollout" in parts["student VSD"]) == (inputs == "simulate")
+
+
+def test_a_forward_too_many_shows():
+  model = dataclasses.replace(WAN, out_channels=3, remat="full")
+  rows = count_steps(model)
+  trained = [row for name, row in rows.items() if name != "reward"]
+  assert min(row.ratio for row in trained) > step_cost.LIMIT
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("text_conditioned", [False, True])
+def test_hand_count_of_the_latent_reward_model(kind, text_conditioned):
+  config = LatentRewardConfig(kind, 10, 3, text_conditioned)
+  model = step_cost.LatentReward(config)
+  x0, text = jnp.ones((2, 9, 8, 4, 3)), jnp.ones((2, *TEXT))
+  params = jax.eval_shape(model.init, jax.random.key(0), x0, text)
+
+  def total(params, x0):
+    return jnp.sum(model.apply(params, x0, text))
+
+  cost = step_cost.latent_reward_cost(config, 2, x0.shape[1:], TEXT)
+  both = [flops(jax.value_and_grad(total, i), params, x0) for i in (0, 1)]
+  assert flops(total, params, x0) == cost.forward
+  assert both == [cost.forward + cost.backward, cost.forward + cost.to_input]
+
+
+def test_after_the_first_update_nothing_is_compiled_or_moved_unasked():
+  late = step_cost.watch_updates()
+  assert late == {"traced": 0, "compiled": 0, "guarded": 2}
+
+
+@pytest.fixture(scope="module")
+def base():
+  config = WanConfig((1, 1, 1), 2, 6, 4, 4, 8, 8, 16, num_layers=1, scan=False)
+  return sampling_speed.random_pipeline(configs.TrainConfig(model=config))
+
+
+def test_a_guided_teacher_costs_two_forwards_a_step(base):
+  text = jnp.ones((3, 4, 8)), jnp.ones((3, 4), bool)
+  null = text[0][0], text[1][0]
+
+  def cost(recipe):
+    noises = jnp.ones((max(len(recipe.grid), 1), 3, *recipe.latent_shape))
+    sampler = dataclasses.replace(base, recipe=recipe).sampler
+    return flops(sampler, base.params, noises, *text, *null)
+
+  one = cost(base.recipe.as_student((1.0,)))
+  assert one == flops(
+    base.denoiser.predict_x0,
+    base.params,
+    jnp.ones((3, 2, 4, 4, 4)),
+    jnp.ones(3),
+    *text,
+  )
+  assert cost(base.recipe.as_student((1.0, 0.5))) == 2 * one
+  assert cost(base.recipe.as_teacher(50, 3.0)) == 100 * one
+
+
+def test_contenders_make_what_they_claim(base):
+  made = sampling_speed.make_contenders(
+    base, 2, (4, 8), (2, 3.0), [1], decoded=True
+  )
+  assert [(c.name, c.evaluations) for c in made] == [
+    ("teacher, 2 steps", 4),
+    ("student, 1 step", 1),
+  ]
+  frames = made[1].run()
+  assert frames.dtype == np.uint8
+  assert frames.shape == (2, 8, 32, 32, 3)
+
+
+def test_ratios_are_of_medians_without_the_warm_up(monkeypatch):
+  now = {"wall": 0.0, "cpu": 0.0}
+  clocks = types.SimpleNamespace(
+    perf_counter=lambda: now["wall"], process_time=lambda: now["cpu"]
+  )
+  monkeypatch.setattr(sampling_speed, "time", clocks)
+
+  def contender(name, *seconds):
+    times = iter([100.0, *seconds])  # the first call compiles
+
+    def run():
+      took = next(times)
+      now["wall"] += took
+      now["cpu"] += 2 * took if name == "teacher" else took
+
+    return sampling_speed.Contender(name, 1, run)
+
+  teacher = contender("teacher", 8.0, 8.0, 6.0, 90.0)
+  student = contender("student", 1.0, *[0.5, 1.5] * 4, *[2.0] * 16)
+  rows = sampling_speed.compare([teacher, student], 3, 8.0)
+  assert (teacher.calls, student.calls) == (1, 8)
+  assert [row["wall"] for row in rows] == [8.0, 2.0]
+  assert [row["wall_ratio"] for row in rows] == [1.0, 4.0]
+  assert [row["cpu_ratio"] for row in rows] == [1.0, 8.0]

@@ -1,0 +1,207 @@
+"""Runs so small that they take seconds, each made once and shared."""
+
+import pathlib
+import runpy
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from dollar_jax import cli
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 12
+
+SHORT = {
+  "steps": STEPS,
+  "log_every": 1,
+  "checkpoint.every": 2,
+  "data.clips": 80,
+  "data.batch_size": 4,
+  "optimizer.warmup_steps": 0,
+}
+TEACHER = SHORT | {
+  "model.num_layers": 1,
+  "model.num_attention_heads": 1,
+  "model.attention_head_dim": 12,
+  "model.ffn_dim": 32,
+  "model.freq_dim": 16,
+  "model.in_channels": 8,
+  "model.out_channels": 8,
+  "data.channels": 8,
+}
+DISTILL = SHORT | {
+  "score_optimizer.warmup_steps": 0,
+  "distill.num_steps": 2,
+  "distill.score_steps": 2,
+}
+REWARD = DISTILL | {
+  "student": "",
+  "reward.every": 3,
+  "reward.warmup_labels": 8,
+  "reward.warmup_steps": 4,
+  "reward.labels": 4,
+  "reward.steps": 2,
+  "reward.batch_size": 4,
+  "reward.capacity": 16,
+  "latent_reward.width": 8,
+  "latent_reward.depth": 1,
+}
+RECIPES = {
+  "teacher": ("teacher.py", TEACHER),
+  "distill": ("student.py", DISTILL),
+  "reward": ("reward.py", REWARD),
+}
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+  return ConfigDict({})
+"""
+
+
+class Runs:
+  """Finished runs of each kind, and the command lines that made them."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    self._count = 0
+
+  def command(self, kind, workdir, **changes) -> list[str]:
+    """Arguments of `dollar` for a run; `optimizer__ema` is optimizer.ema."""
+    file, entries = RECIPES[kind]
+    if kind != "teacher":
+      entries = entries | {"teacher": str(self.whole("teacher") / "model")}
+    entries = entries | {k.replace("__", "."): v for k, v in changes.items()}
+    config = runpy.run_path(str(ROOT / "configs" / "digits" / file))
+    config = config["get_config"]().to_dict()
+    for name, value in entries.items():
+      *groups, last = name.split(".")
+      node = config
+      for group in groups:
+        node = node.setdefault(group, {})
+      node[last] = value
+    self._count += 1
+    path = self.folder / f"{kind}{self._count}.py"
+    path.write_text(CONFIG.format(config))
+    return ["train", f"--config={path}", f"--workdir={workdir}"]
+
+  def whole(self, kind) -> pathlib.Path:
+    """The folder of the run that nothing interrupted; not to be changed."""
+    workdir = self.folder / kind
+    if not (workdir / "model").is_dir():
+      if kind != "teacher":
+        self._bring_data(workdir)
+      assert cli.main(self.command(kind, workdir)) == 0
+    return workdir
+
+  def fresh(self) -> pathlib.Path:
+    """A new workdir, in which the embedded data is prepared already."""
+    self._count += 1
+    workdir = self.folder / f"fresh{self._count}"
+    self._bring_data(workdir)
+    return workdir
+
+  def copy(self, kind) -> pathlib.Path:
+    """A copy of a finished run without its exported model."""
+    self._count += 1
+    workdir = self.folder / f"copy{self._count}"
+    shutil.copytree(self.whole(kind), workdir)
+    shutil.rmtree(workdir / "model")
+    return workdir
+
+  def start(self, *args, **options) -> subprocess.Popen:
+    """Starts a process of its own, below our priority."""
+    return subprocess.Popen(
+      ["nice", "-n", "5", sys.executable, *args],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      **options,
+    )
+
+  def _bring_data(self, workdir):
+    shutil.copytree(self.whole("teacher") / "data", workdir / "data")
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+  return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def dollar(capsys):
+  """Runs a command line here; returns exit code, stdout and stderr."""
+
+  def run(args):
+    capsys.readouterr()
+    code = cli.main([str(arg) for arg in args])
+    return code, *capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture
+def refusal(dollar):
+  """Runs a command line that must fail; returns its one sentence."""
+
+  def run(args):
+    code, _, err = dollar(args)
+    assert code != 0
+    start = f"dollar {args[0]}: error: "
+    assert err.startswith(start), err
+    assert err.count("\n") == 1, err
+    return err[len(start) : -1]
+
+  return run
+
+
+def _read_state(workdir, step):
+  folder = pathlib.Path(workdir) / "checkpoints"
+  names = ("state", "data", "description")
+  with ocp.CheckpointManager(folder, item_names=names) as manager:
+    restored = manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+    )
+  leaves, _ = jax.tree_util.tree_flatten_with_path(restored["state"])
+  return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
+
+
+@pytest.fixture(scope="session")
+def read_state():
+  """Reads every array of a checkpoint, by path."""
+  return _read_state
+
+
+@pytest.fixture(scope="session")
+def assert_same_run():
+  """Compares two finished runs bit by bit."""
+
+  def check(one, two, steps=STEPS):
+    mine, yours = _read_state(one, steps), _read_state(two, steps)
+    assert mine.keys() == yours.keys()
+    for name, array in mine.items():
+      assert array.dtype == yours[name].dtype, name
+      assert array.tobytes() == yours[name].tobytes(), name
+    data = pathlib.Path("checkpoints", str(steps), "data")
+    for folder in (data, pathlib.Path("model")):
+      names = [p.relative_to(one) for p in (one / folder).rglob("*.*")]
+      names = [name for name in names if name.name != "commit_success.txt"]
+      assert names
+      for name in names:
+        if name.suffix == ".json" and "recipe" in name.name:
+          continue  # holds the whole config
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    rows = [(w / "metrics.jsonl").read_text() for w in (one, two)]
+    assert rows[0] == rows[1]
+    assert len(rows[0].splitlines()) == steps
+
+  return check

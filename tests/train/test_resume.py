@@ -1,0 +1,68 @@
+"""A run that is killed and started again equals the unbroken one."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+STEPS = 12
+
+
+@pytest.mark.parametrize("kind", ["teacher", "distill", "reward"])
+def test_killed_run_goes_on_to_the_same_bits(
+  kind, runs, dollar, assert_same_run, read_state
+):
+  whole = runs.whole(kind)
+  seed = random.SystemRandom().randrange(2**16)
+  # from step 5 on, the checkpoint of step 2 is whole
+  step = random.Random(seed).randrange(5, STEPS - 2)
+  print(f"seed {seed}: killed after step {step}")
+  workdir = runs.fresh()
+  command = runs.command(kind, workdir)
+  process = runs.start("-m", "dollar_jax", *command)
+  _wait_for_row(process, workdir / "metrics.jsonl", step)
+  os.kill(process.pid, signal.SIGKILL)
+  _, err = process.communicate()
+  assert process.returncode == -signal.SIGKILL, err
+  assert err == "", "a run without a terminal says nothing"
+  assert not (workdir / "model").exists()
+  saved = [int(p.name) for p in workdir.glob("checkpoints/*[0-9]")]
+  assert saved
+  assert max(saved) < STEPS
+
+  code, _, err = dollar(command)
+  assert (code, err) == (0, "")
+  assert_same_run(whole, workdir)
+  assert sorted(p.name for p in workdir.glob("checkpoints/*")) == sorted(
+    str(n) for n in (STEPS - 4, STEPS - 2, STEPS)
+  ), "something half written is left"
+
+
+def test_every_part_of_a_run_is_in_its_checkpoint(runs, read_state):
+  names = "\n".join(read_state(runs.whole("reward"), STEPS))
+  for part in (
+    "['networks']['student']['params']",
+    "['networks']['student']['ema']",
+    "['networks']['student']['opt_state']",
+    "['networks']['fake_score']['params']",
+    "['networks']['fake_score']['opt_state']",
+    "['networks']['reward']['network']['params']",
+    "['networks']['reward']['statistics']['mean']",
+    "['labels']['values']",
+    "['labels']['counts']",
+  ):
+    assert part in names
+  teacher = "\n".join(read_state(runs.whole("teacher"), STEPS))
+  assert "['ema']" in teacher
+
+
+def _wait_for_row(process, file, count):
+  deadline = time.monotonic() + 250
+  while time.monotonic() < deadline and process.poll() is None:
+    if file.exists() and file.read_text().count("\n") >= count:
+      return
+    time.sleep(0.002)
+  process.kill()
+  raise AssertionError(process.communicate()[1])
