@@ -19,6 +19,8 @@ INSTALL = [
   "etils[epath]>=1.13,<2",
   "flax>=0.12.2,<0.13",
   "grain>=0.2.15,<0.3",
+  # tensorflow-datasets needs it and does not say so
+  "importlib-resources>=6,<8",
   "jax>=0.10,<0.13",
   "matplotlib>=3.10,<4",
   "ml-collections>=1.1,<2",
@@ -33,6 +35,7 @@ INSTALL = [
 ]
 
 TORCH = [
+  "accelerate>=1.10,<2",
   "diffusers>=0.36,<0.43",
   "sentencepiece>=0.2,<0.3",
   "transformers>=4.57,<6",

@@ -79,14 +79,16 @@ def random_pipeline(config: TrainConfig) -> Pipeline:
   denoiser = denoiser.with_config(dtype=config.dtype, scan=config.scan)
   text = (4, config.model.text_dim)
   pixels = 3 * int(np.prod(PATCH))
-  basis = np.random.default_rng(0).standard_normal((pixels, shape[-1]))
+  rng = np.random.default_rng(0)
+
+  def draw(*shape: int) -> np.ndarray:
+    return rng.normal(0.0, 0.1, shape).astype(np.float32)
+
+  params = jax.eval_shape(lambda: denoiser.init(jax.random.key(0), shape, text))
+  params = jax.tree.map(lambda leaf: draw(*leaf.shape), params)
   codec = LinearVAE(
-    np.asarray(basis / 100, np.float32),
-    np.zeros(pixels, np.float32),
-    np.ones(shape[-1], np.float32),
-    PATCH,
+    draw(pixels, shape[-1]), draw(pixels), draw(shape[-1]), PATCH
   )
-  params = denoiser.init(jax.random.key(0), shape, text)
   return Pipeline(denoiser, params, codec, None, Recipe(shape))
 
 

@@ -330,26 +330,25 @@ def make_tiny_task(
   )
   student = Student(denoiser, settings.distill)
   rng = np.random.default_rng(0)
-  codec = LinearVAE(
-    rng.standard_normal((192, 4), np.float32),
-    np.zeros(192, np.float32),
-    np.ones(4, np.float32),
-    (1, 8, 8),
+
+  def draw(*shape: int) -> np.ndarray:
+    return rng.normal(0.0, 0.1, shape).astype(np.float32)
+
+  params = jax.eval_shape(
+    lambda: denoiser.init(jax.random.key(0), latent, text)
   )
+  codec = LinearVAE(draw(192, 4), draw(192), draw(4), (1, 8, 8))
   decode = jax.jit(codec.decode)
   task = DistillTask(
     student,
-    denoiser.init(jax.random.key(0), latent, text),
+    jax.tree.map(lambda leaf: draw(*leaf.shape), params),
     settings,
-    {
-      "null_text": np.zeros(text, np.float32),
-      "null_mask": np.zeros(text[:1], bool),
-    },
+    {"null_text": draw(*text), "null_mask": np.ones(text[:1], bool)},
     RewardTuner(settings, student, decode, latent, text),
   )
   clip = {
-    "latents": rng.standard_normal(latent, np.float32),
-    "text": rng.standard_normal(text, np.float32),
+    "latents": draw(*latent),
+    "text": draw(*text),
     "text_mask": np.ones(text[:1], bool),
     "prompt": "a 3 moving left",
   }

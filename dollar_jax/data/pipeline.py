@@ -28,7 +28,7 @@ def make_batches(
 
   Raises:
     ValueError: if the batch does not divide among the processes, or the set
-      is smaller than one process' share.
+      is smaller than one global batch.
   """
   if batch_size % process_count:
     raise ValueError(

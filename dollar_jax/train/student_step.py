@@ -25,7 +25,7 @@ from dollar_jax.models.latent_reward import LatentReward
 from dollar_jax.train.config import DistillConfig, OptimizerConfig
 from dollar_jax.train.state import NetworkState, apply_gradients, gradients
 from dollar_jax.train.teacher_step import Step
-from dollar_jax.typing import Array, Params, PyTree
+from dollar_jax.typing import Array, Params, PredictFn, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Student:
       return timesteps.check_student_grid(self.config.grid)
     return timesteps.student_grid(self.config.num_steps, self.denoiser.shift)
 
-  def predict(self, params: Params, text: Array, text_mask: Array):
+  def predict(self, params: Params, text: Array, text_mask: Array) -> PredictFn:
     """Binds parameters and text: `f(x_t, t) -> x0`."""
     return lambda x_t, t: self.denoiser.predict_x0(
       params, x_t, t, text, text_mask

@@ -32,7 +32,9 @@ def test_gradients_equal_jax():
   weight = _inputs(2, 5, 1)[0][::-1]
 
   def gradients(fn):
-    loss = lambda *x: jnp.sum(fn(*x) * weight)
+    def loss(*x):
+      return jnp.sum(fn(*x) * weight)
+
     return jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
 
   ours, theirs = map(gradients, (attention, jax.nn.dot_product_attention))

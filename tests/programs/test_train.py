@@ -38,7 +38,10 @@ def refusal(tmp_path, capsys):
     ("steps=many", "--config.steps takes an integer, not 'many'"),
     ("optimizer.learning_rate=x", "takes a number, not 'x'"),
     ("scan=perhaps", "--config.scan takes true or false, not 'perhaps'"),
-    ("model.patch_size=(1, 2)", "config.model.patch_size is (1, 2); it must be"),
+    (
+      "model.patch_size=(1, 2)",
+      "config.model.patch_size is (1, 2); it must be",
+    ),
     ("steps=0", "config.steps is 0; it must be at least 1"),
     ("seed=-1", "config.seed is -1; it must be 0 to"),
     ("log_every=0", "config.log_every is 0; it must be at least 1"),
@@ -60,9 +63,7 @@ def refusal(tmp_path, capsys):
 )
 def test_teacher_config(refusal, entry, sentence):
   flags = ["--config.data.clips=80"] if "clips" not in entry else []
-  assert sentence in refusal(
-    f"--config={TEACHER}", *flags, f"--config.{entry}"
-  )
+  assert sentence in refusal(f"--config={TEACHER}", *flags, f"--config.{entry}")
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,7 @@ def test_reward_config(refusal, entry, tmp_path):
 
 
 def test_no_config(refusal):
-  assert refusal() == (
-    "no --config given; name one, e.g. a file in configs/"
-  )
+  assert refusal() == ("no --config given; name one, e.g. a file in configs/")
 
 
 @pytest.mark.parametrize("workdir", ["/dev/null/x", "/proc/run"])

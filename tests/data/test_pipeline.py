@@ -1,0 +1,103 @@
+"""Batches: every example once an epoch, and resumed where they stopped."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from dollar_jax.data import latents
+from dollar_jax.data.pipeline import make_batches
+
+
+class Numbers:
+  """A source of `count` examples that know their own index."""
+
+  def __init__(self, count):
+    self._count = count
+
+  def __len__(self):
+    return self._count
+
+  def __getitem__(self, i):
+    prompt = "word " * (i % 5) + str(i)
+    return {
+      "latents": np.full((1, 2), i, np.float32),
+      "prompt": prompt.encode() if i % 2 else prompt,
+    }
+
+
+def _indices(batches, count):
+  """Indices of the next `count` batches, one list a batch."""
+  rows = itertools.islice(batches, count)
+  return [row["latents"][:, 0, 0].astype(int).tolist() for row in rows]
+
+
+def test_every_epoch_has_all_examples_in_another_order():
+  batches = make_batches(Numbers(12), 4, seed=0)
+  epochs = [sum(_indices(batches, 3), []) for _ in range(3)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(12))
+  assert epochs[0] != epochs[1] != epochs[2]
+  assert epochs[0] != sorted(epochs[0])
+
+
+def test_order_is_the_seeds():
+  first, again, other = (
+    _indices(make_batches(Numbers(12), 4, seed), 6) for seed in (3, 3, 4)
+  )
+  assert first == again != other
+
+
+def test_prompts_are_strings_of_any_length():
+  batch = next(make_batches(Numbers(12), 12, seed=0))
+  for i, prompt in zip(batch["latents"][:, 0, 0], batch["prompt"], strict=True):
+    assert prompt == "word " * (int(i) % 5) + str(int(i))
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 7])
+def test_resuming_is_exact(drawn):
+  batches = make_batches(Numbers(10), 3, seed=1)
+  _indices(batches, drawn)
+  state = json.loads(json.dumps(batches.get_state()))  # as a checkpoint does
+  wanted = _indices(batches, 9)  # well into later epochs
+  resumed = make_batches(Numbers(10), 3, seed=1)
+  resumed.set_state(state)
+  assert _indices(resumed, 9) == wanted
+
+
+def test_processes_share_a_batch_without_overlap():
+  parts = [
+    make_batches(Numbers(12), 4, 0, process_index=i, process_count=2)
+    for i in range(2)
+  ]
+  own = [sum(_indices(part, 3), []) for part in parts]
+  assert [len(part) for part in own] == [6, 6]  # half of each global batch
+  assert not set(own[0]) & set(own[1])
+  assert sorted(own[0] + own[1]) == list(range(12))
+
+
+def test_latent_set_goes_in_as_it_is_read(prepared):
+  batch = next(make_batches(latents.read(prepared), 4, seed=0))
+  shapes = {name: value.shape for name, value in batch.items()}
+  assert shapes == {
+    "latents": (4, 2, 3, 4, 5),
+    "text": (4, 3, 7),
+    "text_mask": (4, 3),
+    "prompt": (4,),
+  }
+  for i in range(4):  # rows stay together
+    number = int(batch["latents"][i, 0, 0, 0, 0])
+    assert batch["prompt"][i] == f"prompt {number} ü"
+    assert batch["text"][i, 0, 0] == -number
+
+
+def test_a_set_smaller_than_a_batch_is_refused():
+  with pytest.raises(ValueError, match="holds 3 videos, fewer than .* of 4"):
+    make_batches(Numbers(3), 4, seed=0)
+  assert _indices(make_batches(Numbers(4), 4, seed=0), 1)
+
+
+def test_batch_must_divide_among_processes():
+  with pytest.raises(ValueError, match="5 does not divide among 2 processes"):
+    make_batches(Numbers(12), 5, seed=0, process_count=2)

@@ -1,0 +1,156 @@
+"""What goes wrong inside a run: NaN, misfitting data, and devices."""
+
+import pathlib
+import textwrap
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dollar_jax.data import latents
+from dollar_jax.train import datasets, metrics
+from dollar_jax.train.config import from_config_dict
+from dollar_jax.train.runs import open_model, train
+
+STEPS = 12
+EXAMPLES = 8
+SHAPE = (2, 4, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def write_latents(tmp_path_factory):
+  """Writes a latent set of eight videos; `bad` of them are NaN."""
+
+  def write(bad=0, shape=SHAPE):
+    folder = tmp_path_factory.mktemp("latents")
+    prompts = ["a 3 moving left"] * EXAMPLES
+    text, mask = datasets.digits_text_encoder().encode(prompts)
+    x0 = np.random.default_rng(0).normal(size=(EXAMPLES, *shape))
+    x0[:bad] = np.nan
+    examples = zip(x0.astype(np.float32), text, mask, prompts, strict=True)
+    rows = [latents.Example(*example) for example in examples]
+    latents.write(str(folder), rows, shape, text.shape[1:])
+    return folder
+
+  return write
+
+
+def test_bad_batches_are_skipped_and_the_run_goes_on(
+  runs, dollar, write_latents, read_state
+):
+  workdir = runs.fresh()
+  source = str(write_latents(bad=1))
+  command = runs.command("teacher", workdir, data__source=source)
+  assert dollar(command)[0] == 0
+  rows = metrics.read(workdir)
+  bad = [row for row in rows if row["skipped_in_row"]]
+  # one of two batches an epoch holds the bad example
+  assert len(bad) == STEPS / 2
+  assert all(np.isnan(row["loss"]) for row in bad)
+  assert all(np.isfinite(row["loss"]) for row in rows if row not in bad)
+  state = read_state(workdir, STEPS)
+  assert state["['skipped']"] == len(bad)
+  assert state["['updates']"] == STEPS - len(bad)
+  assert all(np.isfinite(value).all() for value in state.values())
+
+
+def test_ten_bad_batches_in_a_row_stop_a_teacher(runs, refusal, write_latents):
+  workdir = runs.fresh()
+  source = str(write_latents(bad=EXAMPLES))
+  command = runs.command("teacher", workdir, data__source=source)
+  assert refusal(command).startswith(
+    "the teacher's loss or gradient was not finite in 10 updates in a row, up "
+    "to step 10; lower its learning rate"
+  )
+  assert not (workdir / "model").exists()
+  assert len(metrics.read(workdir)) >= 10
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "network"),
+  [("optimizer", "student"), ("score_optimizer", "fake score")],
+)
+def test_network_that_blew_up_is_named(runs, refusal, optimizer, network):
+  changes = {f"{optimizer}__learning_rate": 1e30, "steps": 20}
+  sentence = refusal(runs.command("distill", runs.fresh(), **changes))
+  assert sentence.startswith(f"the {network}'s loss or gradient was not fin")
+
+
+def test_data_of_another_shape_is_refused(runs, refusal, write_latents):
+  source = str(write_latents(shape=(2, 4, 4, 6)))
+  command = runs.command("distill", runs.fresh(), data__source=source)
+  assert refusal(command) == (
+    f"latents in data set {source} have shape (2, 4, 4, 6), but the model "
+    "takes (2, 4, 4, 8); prepare the data with this model"
+  )
+
+
+def test_student_of_another_architecture_is_refused(runs, refusal, tmp_path):
+  model = open_model(str(runs.whole("teacher")))
+  wider = model.denoiser.with_config(ffn_dim=16)
+  params = wider.init(np.zeros(2, np.uint32), SHAPE, (4, 64))
+  bad = tmp_path / "wider"
+  type(model)(
+    wider, params, model.codec, model.text_encoder, model.recipe
+  ).save(bad)
+  command = runs.command("distill", runs.fresh(), student=str(bad))
+  assert refusal(command).startswith(f"the student in {bad} is not of the tea")
+
+
+def test_data_is_made_anew_for_another_codec(runs):
+  def shape(channels):
+    config = from_config_dict({"clips": 80, "channels": channels})
+    return config
+
+  del shape
+  workdir = runs.fresh()
+  encoder = datasets.digits_text_encoder()
+  config = from_config_dict({"data": {"clips": 80, "channels": 8}}).data
+  for channels in (8, 6):
+    codec = datasets.digits_codec(
+      from_config_dict({"data": {"clips": 80, "channels": channels}}).data
+    )
+    source = datasets.open_data(config, codec, encoder, str(workdir / "data"))
+    assert source[0]["latents"].shape[-1] == channels
+
+
+TWO_DEVICES = """
+import sys
+import jax
+
+jax.config.update("jax_num_cpu_devices", 2)
+from dollar_jax import cli
+
+odd, even = sys.argv[1:3], sys.argv[3:5]
+assert cli.main(["train", *odd]) == 1
+assert cli.main(["train", *even]) == 0
+assert jax.device_count() == 2
+"""
+
+
+def test_two_devices_give_what_one_gives(runs):
+  workdir = runs.fresh()
+  odd = runs.command("distill", runs.fresh(), data__batch_size=5)
+  even = runs.command("distill", workdir)
+  process = runs.start("-c", textwrap.dedent(TWO_DEVICES), *odd[1:], *even[1:])
+  _, err = process.communicate()
+  assert process.returncode == 0, err
+  assert err == (
+    "dollar train: error: batch size 5 does not divide among 2 devices; use a "
+    "multiple of 2\n"
+  )
+  whole = runs.whole("distill")
+  for mine, other in zip(*map(metrics.read, (workdir, whole)), strict=True):
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+      assert value == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+  file = pathlib.Path("model/transformer/diffusion_pytorch_model.safetensors")
+  mine, other = (safetensors.numpy.load_file(w / file) for w in (workdir, whole))
+  for name, array in mine.items():
+    np.testing.assert_allclose(array, other[name], atol=1e-5, err_msg=name)
+
+  # and what two devices saved, one opens
+  model = open_model(str(workdir))
+  (workdir / "model").rename(workdir / "elsewhere")
+  unfinished = open_model(str(workdir))
+  assert unfinished.recipe == model.recipe
