@@ -17,6 +17,8 @@ def get_config() -> ConfigDict:
   config = runpy.run_path(str(student))["get_config"]()
   config.student = "runs/student"
   config.steps = 60
+  config.optimizer.learning_rate = 1e-4
+  config.score_optimizer.learning_rate = 2e-4
   config.distill.reward_weight = 1.0
   config.reward = ConfigDict({"name": "jpeg_compressibility"})
   config.reward_optimizer = ConfigDict({"learning_rate": 1e-3})

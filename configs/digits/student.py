@@ -20,10 +20,16 @@ def get_config() -> ConfigDict:
       "log_every": 5,
       "scan": False,
       "data": {"source": "moving_digits", "batch_size": 32, "clips": 4000},
-      "optimizer": {"learning_rate": 1e-4, "warmup_steps": 10, "ema": 0.98},
-      "score_optimizer": {"learning_rate": 2e-4, "warmup_steps": 10},
+      "optimizer": {
+        "learning_rate": 3e-4,
+        "warmup_steps": 10,
+        "schedule": "cosine",
+        "ema": 0.98,
+      },
+      "score_optimizer": {"learning_rate": 6e-4, "warmup_steps": 10},
       "distill": {
         "num_steps": 4,
+        "grid_shift": 4.0,
         "inputs": "simulate",
         "fresh_noise": 1.0,
         "guidance": 2.0,

@@ -23,7 +23,6 @@ _STYLE = {
   "axes.spines.top": False,
   "axes.titlesize": "medium",
   "axes.titlelocation": "left",
-  "figure.constrained_layout.use": True,
   "font.size": 10,
   "grid.alpha": 0.25,
   "grid.color": "#808080",
@@ -59,7 +58,7 @@ def curves(
   columns = min(columns, len(titles))
   height = -(-len(titles) // columns)
   with mpl.rc_context(_STYLE):
-    figure = Figure(figsize=(3.2 * columns, 2.3 * height))
+    figure = Figure((3.2 * columns, 2.3 * height), layout="constrained")
     axes = figure.subplots(height, columns, squeeze=False)
     for ax, (key, title) in zip(axes.flat, titles.items(), strict=False):
       ax.plot(*series[key], marker="." if len(series[key][0]) < 30 else None)
@@ -88,7 +87,7 @@ def reward_curves(
     "reward that the latent model predicts": (_series(rows, x, latent), "s--"),
   }
   with mpl.rc_context(_STYLE):
-    figure = Figure(figsize=(6.4, 3.2))
+    figure = Figure((6.4, 3.2), layout="constrained")
     ax = figure.subplots()
     for label, (points, form) in series.items():
       ax.plot(*points, form, label=label, markersize=4.5)
@@ -128,9 +127,10 @@ def contact_sheet(
   dpi = 100
   height, width = np.array(sheet.shape[:2]) / dpi
   with mpl.rc_context({**_STYLE, "axes.grid": False}):
-    figure = Figure(figsize=(width + 1.6, height + 0.4), dpi=dpi)
-    ax = figure.subplots()
-    ax.imshow(sheet, interpolation="none", aspect="equal")
+    # the clips fill the figure, pixel for pixel; the names stand outside
+    figure = Figure((width, height), dpi=dpi)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.imshow(sheet, interpolation="nearest", aspect="auto")
     ax.set_xticks(_centres(len(columns), sheet.shape[1]), columns)
     ax.set_yticks(_centres(len(rows), sheet.shape[0]), rows)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)

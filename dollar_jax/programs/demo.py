@@ -67,6 +67,7 @@ flags.DEFINE_float(
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
+FEWER_STEPS_UPDATES = 100
 REWARD = "jpeg_compressibility"
 STUDENT_STEPS = (4, 2, 1)
 TEACHER_GUIDANCE = 2.0
@@ -222,11 +223,11 @@ def run_demo(demo: Demo) -> dict[str, Any]:
   previous = ""
   for steps in STUDENT_STEPS:
     name = f"student-{steps}"
-    # fewer steps start from more: the easier student is most of the way
-    start = str(demo.workdir / previous) if previous else ""
-    models[name] = demo.distil(
-      name, student=start, distill={"num_steps": steps}
-    )
+    changes: dict[str, Any] = {"distill": {"num_steps": steps}}
+    if previous:  # the easier student is most of the way
+      changes["student"] = str(demo.workdir / previous)
+      changes["steps"] = FEWER_STEPS_UPDATES
+    models[name] = demo.distil(name, **changes)
     previous = name
   tuned = "student-4-reward"
   models[tuned] = demo.tune(tuned, "student-4")

@@ -74,10 +74,10 @@ class DistillConfig:
   """The losses of the few-step student (method of arXiv 2412.15689).
 
   Attributes:
-    grid: the K times at which the student is evaluated, 1 first; a single
-      whole number K, written `(K,)` with K > 1, is not a grid: use
-      `num_steps`.
-    num_steps: K of an even grid (with the model's shift) if `grid` is empty.
+    grid: the K times at which the student is evaluated, 1 first; empty takes
+      an even grid of `num_steps`, shifted.
+    num_steps: K, where `grid` is empty.
+    grid_shift: time shift of the even grid; 0 takes the model's own.
     inputs: "simulate" (the student's own rollouts; prompts suffice) or
       "data" (noised real latents).
     fresh_noise: share of fresh noise between steps, 0 to 1.
@@ -95,6 +95,7 @@ class DistillConfig:
 
   grid: tuple[float, ...] = ()
   num_steps: int = 4
+  grid_shift: float = 0.0
   inputs: str = "simulate"
   fresh_noise: float = 1.0
   guidance: float = 3.0
@@ -224,6 +225,14 @@ class TrainConfig:
     _check_optimizer(self.optimizer, "optimizer", batch, "data")
     if self.task == "distill":
       _check_distill(self.distill)
+    if self.task == "distill" and self.distill.reward_weight:
+      # or its metrics would fall between the lines that are logged
+      _check(
+        self.reward.every % self.log_every == 0,
+        "reward.every",
+        self.reward.every,
+        f"a multiple of log_every ({self.log_every})",
+      )
       _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
       if self.distill.reward_weight:
         _check_reward(self.reward)
@@ -261,6 +270,7 @@ def _check_distill(d: DistillConfig) -> None:
     _check(good, f"distill.{name}", getattr(d, name), want)
 
   check(d.num_steps >= 1, "num_steps", "at least 1")
+  check(d.grid_shift >= 0, "grid_shift", "above 0, or 0 for the model's own")
   check(d.inputs in ("simulate", "data"), "inputs", "'simulate' or 'data'")
   check(0 <= d.fresh_noise <= 1, "fresh_noise", "between 0 and 1")
   check(d.vsd_weight >= 0, "vsd_weight", "0 or more")

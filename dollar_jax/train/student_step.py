@@ -45,7 +45,8 @@ class Student:
     """The K times [K] at which the student is evaluated."""
     if self.config.grid:
       return timesteps.check_student_grid(self.config.grid)
-    return timesteps.student_grid(self.config.num_steps, self.denoiser.shift)
+    shift = self.config.grid_shift or self.denoiser.shift
+    return timesteps.student_grid(self.config.num_steps, shift)
 
   def predict(self, params: Params, text: Array, text_mask: Array) -> PredictFn:
     """Binds parameters and text: `f(x_t, t) -> x0`."""

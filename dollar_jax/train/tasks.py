@@ -229,9 +229,9 @@ class DistillTask:
       reward = state.reward
       if index == 0:
         reward, _ = self.tuner.warm_up(reward, state.student.params, batches)
-      if index % self._config.reward.every == 0:
+      if (index + 1) % self._config.reward.every == 0:
         reward, more = self.tuner.refresh(
-          reward, state.student.params, batches, index
+          reward, state.student.params, batches, index + 1
         )
         metrics |= more
       state = state.replace(reward=reward)

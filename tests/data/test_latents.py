@@ -18,7 +18,7 @@ def _example(i):
 
 
 def test_reading_gives_what_was_written(prepared):
-  source = latents.read(prepared)
+  source = latents.read(prepared / "latents")
   assert len(source) == 9
   rows = {row["prompt"].decode(): row for row in source}
   assert rows.keys() == {f"prompt {i} ü" for i in range(9)}
@@ -33,7 +33,8 @@ def test_reading_gives_what_was_written(prepared):
 
 
 def test_version_folder_may_be_named_too(prepared):
-  assert len(latents.read(str(prepared / "latents" / "1.0.0"))) == 9
+  folder = prepared / "latents" / "latents" / "1.0.0"
+  assert len(latents.read(str(folder))) == 9
 
 
 def test_a_set_that_is_there_is_left_as_it_is(tmp_path):

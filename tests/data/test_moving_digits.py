@@ -135,7 +135,7 @@ def test_bad_requests_are_refused():
 
 
 def test_builder_writes_array_records(prepared):
-  folder = prepared / "moving_digits" / "1.0.0"
+  folder = prepared / "digits" / "moving_digits" / "1.0.0"
   assert len(list(folder.glob("*-train.array_record-*"))) == 1
   builder = tfds.builder_from_directory(folder)
   for split, count, seed in (("train", 6, 0), ("test", 3, 1)):

@@ -27,6 +27,11 @@ class Numbers:
     }
 
 
+def _epoch(batches, count):
+  """Indices of the next `count` batches, in one list."""
+  return list(itertools.chain(*_indices(batches, count)))
+
+
 def _indices(batches, count):
   """Indices of the next `count` batches, one list a batch."""
   rows = itertools.islice(batches, count)
@@ -35,7 +40,7 @@ def _indices(batches, count):
 
 def test_every_epoch_has_all_examples_in_another_order():
   batches = make_batches(Numbers(12), 4, seed=0)
-  epochs = [sum(_indices(batches, 3), []) for _ in range(3)]
+  epochs = [_epoch(batches, 3) for _ in range(3)]
   for epoch in epochs:
     assert sorted(epoch) == list(range(12))
   assert epochs[0] != epochs[1] != epochs[2]
@@ -71,14 +76,14 @@ def test_processes_share_a_batch_without_overlap():
     make_batches(Numbers(12), 4, 0, process_index=i, process_count=2)
     for i in range(2)
   ]
-  own = [sum(_indices(part, 3), []) for part in parts]
+  own = [_epoch(part, 3) for part in parts]
   assert [len(part) for part in own] == [6, 6]  # half of each global batch
   assert not set(own[0]) & set(own[1])
   assert sorted(own[0] + own[1]) == list(range(12))
 
 
 def test_latent_set_goes_in_as_it_is_read(prepared):
-  batch = next(make_batches(latents.read(prepared), 4, seed=0))
+  batch = next(make_batches(latents.read(prepared / "latents"), 4, seed=0))
   shapes = {name: value.shape for name, value in batch.items()}
   assert shapes == {
     "latents": (4, 2, 3, 4, 5),
@@ -93,7 +98,7 @@ def test_latent_set_goes_in_as_it_is_read(prepared):
 
 
 def test_a_set_smaller_than_a_batch_is_refused():
-  with pytest.raises(ValueError, match="holds 3 videos, fewer than .* of 4"):
+  with pytest.raises(ValueError, match=r"holds 3 videos, fewer than .* of 4"):
     make_batches(Numbers(3), 4, seed=0)
   assert _indices(make_batches(Numbers(4), 4, seed=0), 1)
 

@@ -95,6 +95,16 @@ def test_floor_falls_with_the_number_of_samples():
   assert floors[0] > 2 * floors[1] > 4 * floors[2] > 0
 
 
+def test_floor_sets_samples_against_others():
+  """As far as two independent draws are from each other, and no less."""
+  rng = np.random.default_rng(0)
+  fresh = [
+    frechet.frechet_distance(*rng.normal(size=(2, 100, 8))) for _ in range(20)
+  ]
+  floor = frechet.frechet_floor(rng.normal(size=(200, 8)), 100)
+  assert floor == pytest.approx(np.mean(fresh), rel=0.2)
+
+
 def test_floor_of_balanced_captions_is_lower():
   rng = np.random.default_rng(0)
   captions = np.tile(np.arange(20), 50)

@@ -9,8 +9,8 @@ import safetensors.numpy
 
 from dollar_jax.data import latents
 from dollar_jax.train import datasets, metrics
-from dollar_jax.train.config import from_config_dict
-from dollar_jax.train.runs import open_model, train
+from dollar_jax.train.config import DataConfig
+from dollar_jax.train.runs import open_model
 
 STEPS = 12
 EXAMPLES = 8
@@ -98,19 +98,12 @@ def test_student_of_another_architecture_is_refused(runs, refusal, tmp_path):
 
 
 def test_data_is_made_anew_for_another_codec(runs):
-  def shape(channels):
-    config = from_config_dict({"clips": 80, "channels": channels})
-    return config
-
-  del shape
-  workdir = runs.fresh()
+  folder = str(runs.fresh() / "data")
   encoder = datasets.digits_text_encoder()
-  config = from_config_dict({"data": {"clips": 80, "channels": 8}}).data
-  for channels in (8, 6):
-    codec = datasets.digits_codec(
-      from_config_dict({"data": {"clips": 80, "channels": channels}}).data
-    )
-    source = datasets.open_data(config, codec, encoder, str(workdir / "data"))
+  for channels in (8, 6, 8):
+    config = DataConfig(clips=80, channels=channels)
+    codec = datasets.digits_codec(config)
+    source = datasets.open_data(config, codec, encoder, folder)
     assert source[0]["latents"].shape[-1] == channels
 
 
@@ -145,7 +138,9 @@ def test_two_devices_give_what_one_gives(runs):
     for name, value in mine.items():
       assert value == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
   file = pathlib.Path("model/transformer/diffusion_pytorch_model.safetensors")
-  mine, other = (safetensors.numpy.load_file(w / file) for w in (workdir, whole))
+  mine, other = (
+    safetensors.numpy.load_file(w / file) for w in (workdir, whole)
+  )
   for name, array in mine.items():
     np.testing.assert_allclose(array, other[name], atol=1e-5, err_msg=name)
 

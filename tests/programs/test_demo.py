@@ -1,0 +1,88 @@
+"""The main job in a shortened form, and its report and metrics."""
+
+import json
+import re
+
+import pytest
+
+from dollar_jax import cli
+from dollar_jax.programs import demo
+
+ROW = {
+  "name",
+  "steps",
+  "network_evaluations",
+  "frechet",
+  "caption_accuracy",
+  "diversity",
+  "true_reward",
+  "seconds_per_video",
+  "speedup_over_teacher",
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("demo")
+  flags = ["--samples=80", "--scale=0.01"]
+  assert cli.main(["demo", f"--workdir={folder}", *flags]) == 0
+  return folder
+
+
+def test_metrics_hold_the_contract(workdir):
+  metrics = json.loads((workdir / "metrics.json").read_text())
+  assert set(metrics) == {"teacher", "students", "reward", "wall_seconds"}
+  rows = {row["name"]: row for row in metrics["students"]}
+  for row in [metrics["teacher"], *rows.values()]:
+    assert set(row) >= ROW
+  assert metrics["teacher"]["network_evaluations"] == 100
+  for steps in demo.STUDENT_STEPS:
+    assert rows[f"student-{steps}"]["network_evaluations"] == steps
+  # a hundred evaluations against one: nowhere near equal, however noisy
+  assert rows["student-1"]["speedup_over_teacher"] > 10
+  assert set(metrics["reward"]) == {
+    "name",
+    "student_before",
+    "student_after",
+    "lrm_spearman",
+  }
+
+
+def test_embedded_teacher_knows_its_captions(workdir):
+  metrics = json.loads((workdir / "metrics.json").read_text())
+  assert metrics["teacher"]["caption_accuracy"] > 0.8
+  assert metrics["teacher"]["frechet"] < 4  # 80 clips; 0.9 with 400
+
+
+def test_report_is_one_file_with_clips_and_curves(workdir):
+  page = (workdir / "report.html").read_text()
+  assert len(page) < 20e6
+  assert "data:video/mp4" in page or "data:image/webp" in page
+  assert page.count("<svg") >= 4
+  assert "student-4-reward" in page
+  outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page)
+  assert not outside
+
+
+def test_a_second_run_trains_nothing_again(workdir, monkeypatch):
+  def refuse(*args, **kwargs):
+    raise AssertionError("a finished stage was trained again")
+
+  monkeypatch.setattr(demo, "TIMED_ROUNDS", 1)
+  monkeypatch.setattr("dollar_jax.train.tasks.DistillTask.update", refuse)
+  flags = ["--samples=80", "--scale=0.01"]
+  assert cli.main(["demo", f"--workdir={workdir}", *flags]) == 0
+
+
+def test_samples_must_cover_every_caption_equally(tmp_path, capsys):
+  code = cli.main(["demo", f"--workdir={tmp_path}", "--samples=100"])
+  assert code == 1
+  last = capsys.readouterr().err.strip().splitlines()[-1]
+  assert "--samples is 100" in last and "multiple of the 40" in last
+
+
+def test_summary_over_seeds_is_mean_and_standard_error():
+  runs = [{"name": "x", "steps": 4, "frechet": f} for f in (1.0, 2.0, 3.0)]
+  row = demo.summarise("x", runs)
+  assert row["frechet"] == 2.0
+  assert row["frechet_seed_error"] == pytest.approx(1 / 3**0.5)

@@ -1,0 +1,640 @@
+"""The networks' updates, on a flow whose answers are known in closed form.
+
+`Line` carries noise z straight to `shift + gain z + words * text`. What needs
+a true network runs on a tiny Wan.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dollar_jax.diffusion.process import FlowProcess
+from dollar_jax.diffusion.solvers import ddim_step, implied_noise
+from dollar_jax.losses.vsd import vsd_loss
+from dollar_jax.models.denoiser import Denoiser, make_wan
+from dollar_jax.models.wan import WanConfig
+from dollar_jax.train import optim, state
+from dollar_jax.train.config import DistillConfig, OptimizerConfig
+from dollar_jax.train.score_step import make_score_step
+from dollar_jax.train.student_step import Student, make_student_step
+from dollar_jax.train.teacher_step import make_teacher_step
+
+LATENT, TEXT = (1, 2, 2, 3), (2, 4)
+SGD = OptimizerConfig()  # what the steps read of it: no average, one part
+
+
+@dataclasses.dataclass(frozen=True)
+class LineConfig:
+  dtype: str = "float32"
+
+
+class Line(nn.Module):
+  config: LineConfig = LineConfig()
+
+  @nn.compact
+  def __call__(self, x, clock, text, text_mask=None):
+    shift, gain, words = (
+      self.param(name, nn.initializers.zeros, (1,))
+      for name in ("shift", "gain", "words")
+    )
+    said = jnp.where(text_mask[..., None], text, 0.0).sum((1, 2))
+    t, said = (a.reshape(-1, 1, 1, 1, 1) for a in (clock / 1000, said))
+    end = shift + words * said
+    noise = (x - (1 - t) * end) / ((1 - t) * gain + t)
+    return noise - (end + gain * noise)
+
+
+LINE = Denoiser(Line(), FlowProcess(), "flow")
+
+
+def _line(shift=1.0, gain=0.5, words=0.25):
+  values = {"shift": shift, "gain": gain, "words": words}
+  return {name: jnp.full(1, float(value)) for name, value in values.items()}
+
+
+def _batch(size, latent=LATENT, text=TEXT):
+  rng = np.random.default_rng(0)
+  return {
+    "latents": jnp.asarray(rng.standard_normal((size, *latent)), jnp.float32),
+    "text": jnp.asarray(rng.standard_normal((size, *text)), jnp.float32),
+    "text_mask": jnp.arange(text[0]) < jnp.arange(1, size + 1)[:, None],
+  }
+
+
+def _null(text=TEXT):
+  return {"null_text": jnp.zeros(text), "null_mask": jnp.zeros(text[0], bool)}
+
+
+def _student(denoiser=LINE, **changes):
+  return Student(denoiser, DistillConfig(**changes))
+
+
+def _update(make, params, frozen, batch, *args, optimizer=None, **kwargs):
+  """One compiled update by plain gradient descent; (state, metrics)."""
+  optimizer = optimizer or optax.sgd(1.0)
+  step = jax.jit(make(*args, optimizer, SGD, **kwargs))
+  start = state.create(params, optimizer, ema=False)
+  return step(start, frozen, batch, jax.random.key(7))
+
+
+# What the student is given, and what it makes of it.
+
+
+@pytest.mark.parametrize("inputs", ["data", "simulate"])
+@pytest.mark.parametrize("size, steps", [(4, 1), (4, 2), (5, 3), (2, 4)])
+def test_samples_are_the_answers_to_the_inputs_with_their_prompts(
+  inputs, size, steps
+):
+  student = _student(inputs=inputs, num_steps=steps)
+  params, batch, key = _line(), _batch(size), jax.random.key(1)
+  x_t, t, *text = student.inputs(params, batch, key)
+  x0, *sampled_text = student.samples(params, batch, key)
+  assert x_t.shape == x0.shape == batch["latents"].shape
+  wanted = student.predict(params, *text)(x_t, t)
+  np.testing.assert_allclose(x0, wanted, rtol=1e-5, atol=1e-6)
+  rows = student.prompt_rows(size)
+  for name, given, sampled in zip(
+    ("text", "text_mask"), text, sampled_text, strict=True
+  ):
+    np.testing.assert_array_equal(given, batch[name][rows])
+    np.testing.assert_array_equal(sampled, batch[name][rows])
+
+
+def test_simulated_inputs_come_from_all_steps_equally():
+  student = _student(num_steps=3)
+  _, t, *_ = student.inputs(_line(), _batch(6), jax.random.key(2))
+  np.testing.assert_array_equal(t, np.repeat(student.grid, 2))
+
+
+@pytest.mark.parametrize("fresh", [0.0, 0.6])
+def test_last_inputs_are_those_of_a_plain_rollout(fresh):
+  grid = (1.0, 0.8, 0.3)
+  student = _student(grid=grid, fresh_noise=fresh)
+  params, batch, key = _line(), _batch(6), jax.random.key(3)
+  x_t, _, *text = student.inputs(params, batch, key)
+  steps = x_t.reshape(3, 2, *LATENT)
+  predict = student.predict(params, *(a[:2] for a in text))
+  flow, x = student.denoiser.process, steps[0]
+  for k in (1, 2):
+    t, s = jnp.full(2, grid[k - 1]), jnp.full(2, grid[k])
+    x0 = predict(x, t)
+    # what is not the path's own noise must be the same where it is all fresh
+    kept = (1 - fresh**2) ** 0.5 * implied_noise(flow, x, x0, t)
+    if fresh:
+      forgot = _student(grid=grid, fresh_noise=1.0)
+      other = forgot.inputs(params, batch, key)[0].reshape(steps.shape)
+      before = jnp.full(2, grid[k - 1])
+      its_x0 = predict(other[k - 1], before)
+      kept += fresh * implied_noise(flow, other[k], its_x0, s)
+      x = (1 - grid[k]) * x0 + grid[k] * kept
+    else:
+      x = ddim_step(flow, x, x0, t, s)
+    np.testing.assert_allclose(steps[k], x, rtol=1e-4, atol=1e-5)
+
+
+def test_fresh_noise_is_standard_normal_and_new():
+  student = _student(num_steps=2, fresh_noise=1.0)
+  batch = _batch(64, latent=(2, 4, 4, 3))
+  x_t, t, *text = student.inputs(_line(), batch, jax.random.key(4))
+  x0 = student.predict(_line(), *text)(x_t, t)
+  fresh = implied_noise(FlowProcess(), x_t[32:], x0[:32], t[32:])
+  for noise in (x_t[:32], fresh):
+    assert float(noise.mean()) == pytest.approx(0, abs=0.06)
+    assert float(noise.std()) == pytest.approx(1, abs=0.05)
+  assert float(jnp.mean(fresh * x_t[:32])) == pytest.approx(0, abs=0.06)
+
+
+def test_data_inputs_are_noised_latents_at_the_grids_times():
+  student = _student(inputs="data", grid=(1.0, 0.5, 0.25))
+  batch, key = _batch(300), jax.random.key(5)
+  x_t, t, *_ = student.inputs(_line(), batch, key)
+  times, counts = np.unique(t, return_counts=True)
+  assert times.tolist() == [0.25, 0.5, 1.0]
+  assert counts.min() > 60  # of 100 each, 4.9 deviations
+  # the same noise on other latents: what differs is (1 - t) of the latents
+  other = {**batch, "latents": 3 * batch["latents"]}
+  moved = student.inputs(_line(), other, key)[0] - x_t
+  alpha = 1 - t.reshape(-1, 1, 1, 1, 1)
+  np.testing.assert_allclose(moved, 2 * alpha * batch["latents"], atol=1e-5)
+  noise = implied_noise(FlowProcess(), x_t, batch["latents"], t)
+  assert float(noise.std()) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.parametrize("inputs", ["data", "simulate"])
+def test_no_gradient_runs_through_what_the_student_is_given(inputs):
+  student, batch = _student(inputs=inputs, num_steps=2), _batch(4)
+
+  def total(params):
+    key = jax.random.key(6)
+    x_t, *_ = student.inputs(params, batch, key)
+    x0, *_ = student.samples(params, batch, key)
+    return jnp.sum(x_t) + jnp.sum(x0)
+
+  slopes = jax.jit(jax.grad(total))(_line())
+  assert all(float(slope[0]) == 0 for slope in slopes.values())
+
+
+def test_grid_is_hand_made_or_even_with_the_models_shift():
+  shifted = dataclasses.replace(LINE, shift=3.0)
+  np.testing.assert_allclose(_student(shifted, num_steps=2).grid, [1, 0.75])
+  np.testing.assert_allclose(
+    _student(shifted, grid=(1.0, 0.4)).grid, [1, 0.4], rtol=1e-6
+  )
+  with pytest.raises(ValueError, match="must start at 1"):
+    _ = _student(grid=(0.9,)).grid
+
+
+# The three losses.
+
+
+def _frozen(teacher, **others):
+  return {"teacher": teacher, **_null(), **others}
+
+
+def test_straight_teacher_has_nothing_left_to_teach():
+  student = _student(vsd_weight=0.0, cd_weight=1.0, guidance=1.0, cd_grid=10)
+  frozen, batch = _frozen(_line()), _batch(16)
+  after, metrics = _update(make_student_step, _line(), frozen, batch, student)
+  assert float(metrics["consistency"]) < 1e-6
+  np.testing.assert_allclose(after.params["gain"], 0.5, atol=1e-3)
+  _, metrics = _update(
+    make_student_step, _line(gain=0.8), frozen, batch, student
+  )
+  assert float(metrics["consistency"]) > 0.05
+
+
+@pytest.mark.parametrize("jump, at_data", [(4, True), (2, False)])
+def test_at_data_the_target_is_the_jumped_latent_itself(jump, at_data):
+  """A jump over the whole grid ends there: the average has no say."""
+  student = _student(
+    vsd_weight=0.0, cd_weight=1.0, guidance=1.0, cd_grid=4, cd_jump=jump
+  )
+  optimizer = optax.sgd(0.0)
+  step = jax.jit(make_student_step(student, optimizer, SGD))
+  start = state.create(_line(), optimizer, ema=True)
+  start = start.replace(ema=_line(shift=100.0))
+  _, metrics = step(start, _frozen(_line()), _batch(8), jax.random.key(0))
+  assert (float(metrics["consistency"]) < 1e-5) == at_data
+
+
+def test_vsd_pulls_the_student_to_the_teacher():
+  """Fake score and student agree, and the teacher's data lie further up."""
+  student = _student(cd_weight=0.0, guidance=1.0)
+  params = _line(shift=0.0, words=0.0)
+  for shift in (2.0, -2.0):
+    frozen = _frozen(_line(shift, words=0.0), fake_score=params)
+    after, metrics = _update(
+      make_student_step, params, frozen, _batch(8), student
+    )
+    assert float(metrics["grad_norm"]) > 0.1
+    assert float(after.params["shift"][0]) * shift > 0.1
+
+
+def test_guidance_exaggerates_the_prompt():
+  """Null text is no words: what words move is moved further by w."""
+  params = _line(words=0.0)
+  batch = {**_batch(8), "text": jnp.ones((8, *TEXT))}
+  frozen = _frozen(_line(shift=1.0, words=0.1), fake_score=params)
+  moved = []
+  for scale in (0.0, 1.0, 3.0):
+    student = _student(cd_weight=0.0, guidance=scale)
+    after, metrics = _update(make_student_step, params, frozen, batch, student)
+    moved.append(float(after.params["shift"][0] - 1))
+    if scale == 0:
+      assert float(metrics["vsd_force"]) < 1e-5
+  assert abs(moved[0]) < 1e-5 < 0.1 < moved[1] < moved[2]
+
+
+class Sum(nn.Module):
+  """A latent reward that likes every element of the latent to be large."""
+
+  def __call__(self, x0, text, text_mask):
+    return x0.mean((1, 2, 3, 4))
+
+
+def test_reward_alone_needs_neither_teacher_nor_fake_score():
+  student = _student(vsd_weight=0.0, cd_weight=0.0, reward_weight=2.0)
+  params, batch = _line(), _batch(4)
+  frozen = {"latent_reward": {}, **_null()}
+  after, metrics = _update(
+    make_student_step, params, frozen, batch, student, latent_reward=Sum()
+  )
+  force = 1 / math.hypot(1, 0.1)  # a reward with a slope of 1, and the floor
+  assert float(metrics["reward_force"]) == pytest.approx(force, rel=1e-4)
+  # every sample's end moves by the shift: slope 1, weight 2
+  moved = float(after.params["shift"][0] - params["shift"][0])
+  assert moved == pytest.approx(2 * force, rel=1e-4)
+  x0, *_ = student.samples(
+    params, batch, jax.random.split(jax.random.key(7), 3)[0]
+  )
+  assert float(metrics["latent_reward"]) == pytest.approx(
+    float(x0.mean()), abs=1e-5
+  )
+
+
+# A true network.
+
+WAN = make_wan(
+  WanConfig(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    in_channels=3,
+    out_channels=3,
+    text_dim=4,
+    freq_dim=16,
+    ffn_dim=48,
+    num_layers=2,
+    scan=False,
+  )
+)
+
+
+@pytest.fixture(scope="module")
+def wan_params():
+  return jax.jit(lambda key: WAN.init(key, LATENT, TEXT))(jax.random.key(0))
+
+
+def test_fake_score_equal_to_teacher_moves_nothing(wan_params):
+  student = _student(WAN, cd_weight=0.0, guidance=1.0, num_steps=2)
+  frozen = _frozen(wan_params, fake_score=wan_params)
+  params = jax.tree.map(lambda p: 0.9 * p, wan_params)
+  after, metrics = _update(
+    make_student_step,
+    params,
+    frozen,
+    _batch(4),
+    student,
+    optimizer=optax.adam(1e-2),
+  )
+  assert float(metrics["vsd_force"]) == 0.0
+  assert float(metrics["grad_norm"]) == 0.0
+  assert int(after.updates) == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, params)
+
+
+def _flops(fn, *args):
+  """Multiplications and additions of all matrix products of a function."""
+
+  def count(jaxpr):
+    total = 0
+    for eqn in jaxpr.eqns:
+      times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+      total += times * sum(map(count, jax.core.jaxprs_in_params(eqn.params)))
+      if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        shape = eqn.invars[0].aval.shape
+        inner = math.prod(shape[axis] for axis in contracted)
+        total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
+    return total
+
+  return count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def test_a_term_that_is_off_costs_nothing(wan_params):
+  """Counts the network calls of a step by their matrix products."""
+  batch, key = _batch(4), jax.random.key(0)
+  x_t, t = batch["latents"], jnp.ones(4)
+  text = batch["text"], batch["text_mask"]
+
+  def loss(params):
+    return vsd_loss(WAN.predict_x0(params, x_t, t, *text), x_t)
+
+  forward = _flops(WAN.predict_x0, wan_params, x_t, t, *text)
+  trained = _flops(jax.value_and_grad(loss), wan_params)
+  assert forward > 1e5
+  assert 2.5 * forward < trained < 3.5 * forward
+
+  def step_flops(*frozen_names, **weights):
+    student = _student(WAN, inputs="data", num_steps=2, **weights)
+    step = make_student_step(student, optax.sgd(1.0), SGD)
+    start = state.create(wan_params, optax.sgd(1.0), ema=False)
+    frozen = dict.fromkeys(frozen_names, wan_params) | _null()
+    return _flops(step, start, frozen, batch, key)
+
+  vsd = {"vsd_weight": 1.0, "cd_weight": 0.0}
+  cd = {"vsd_weight": 0.0, "cd_weight": 1.0}
+  both = ("teacher", "fake_score")
+  # fake score and both branches of the teacher; or those and the average
+  assert step_flops(*both, **vsd) == trained + 3 * forward
+  assert step_flops("teacher", **cd) == trained + 3 * forward
+  assert step_flops(*both, **vsd, guidance=1.0) == trained + 2 * forward
+  assert step_flops(*both, cd_weight=0.5) == 2 * (trained + 3 * forward)
+
+
+# The teacher's and the fake score's updates.
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_teacher_learns_what_the_prompt_says_unless_it_is_dropped(dropout):
+  """Data that the prompt determines: a network that listens has no error."""
+  params, batch = _line(gain=0.0, words=0.5), _batch(16)
+  said = jnp.where(batch["text_mask"][..., None], batch["text"], 0.0)
+  end = 1 + 0.5 * said.sum((1, 2)).reshape(-1, 1, 1, 1, 1)
+  batch["latents"] = jnp.broadcast_to(end, batch["latents"].shape)
+
+  def make(optimizer, config):
+    return make_teacher_step(LINE, optimizer, config, caption_dropout=dropout)
+
+  _, metrics = _update(make, params, _null(), batch)
+  assert (float(metrics["loss"]) < 1e-3) == (dropout == 0)
+
+
+def test_fake_score_fits_the_students_samples():
+  """A student that always makes the same video is known without error."""
+  student, params = _student(num_steps=2), _line(gain=0.0, words=0.0)
+  frozen = {"student": params}
+  _, metrics = _update(make_score_step, params, frozen, _batch(8), student)
+  assert float(metrics["loss"]) < 1e-3
+  off = _line(shift=1.5, gain=0.0, words=0.0)
+  after, metrics = _update(
+    make_score_step,
+    off,
+    frozen,
+    _batch(8),
+    student,
+    optimizer=optax.sgd(1e-2),
+  )
+  assert float(metrics["loss"]) > 0.1
+  assert float(after.params["shift"][0]) < 1.5
+
+
+# State: skipped updates, microbatches, the average.
+
+
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+def test_a_bad_batch_is_skipped_and_counted(poison):
+  optimizer = optim.make_optimizer(OptimizerConfig(learning_rate=0.1), 10)
+  step = jax.jit(make_teacher_step(LINE, optimizer, SGD, 0.0))
+  first = state.create(_line(), optimizer, ema=True)
+  good, key = _batch(4), jax.random.key(0)
+  bad = {**good, "latents": good["latents"].at[2, 0, 1, 1, 0].set(poison)}
+  before, _ = step(first, _null(), good, key)
+  after = before
+  for row in (1, 2):
+    after, metrics = step(after, _null(), bad, key)
+    assert int(metrics["skipped_in_row"]) == row
+  counts = [int(getattr(after, n)) for n in ("updates", "skipped")]
+  assert counts == [1, 2]
+  for name in ("params", "ema", "opt_state"):
+    old, new = getattr(before, name), getattr(after, name)
+    jax.tree.map(np.testing.assert_array_equal, new, old)
+  after, metrics = step(after, _null(), good, key)
+  counts = [int(getattr(after, n)) for n in ("updates", "skipped")]
+  assert (counts, int(metrics["skipped_in_row"])) == ([2, 2], 0)
+  assert float(after.params["shift"][0]) != float(before.params["shift"][0])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_microbatches_give_the_gradient_of_the_whole(parts):
+  rng = np.random.default_rng(0)
+  weights = {"w": jnp.asarray(rng.standard_normal((3, 2)), jnp.float32)}
+  batch = {"x": jnp.asarray(rng.standard_normal((8, 3)), jnp.float32)}
+
+  def loss_fn(params, batch, key):
+    error = jnp.tanh(batch["x"] @ params["w"]) - batch["x"][:, :2]
+    return jnp.mean(error**2), {"mean": batch["x"].mean()}
+
+  whole, split = (
+    state.gradients(loss_fn, weights, batch, jax.random.key(0), n)
+    for n in (1, parts)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    split,
+    whole,
+  )
+  assert float(jnp.abs(whole[2]["w"]).max()) > 1e-2
+
+
+def test_microbatches_draw_noise_of_their_own():
+  def loss_fn(params, batch, key):
+    draw = jax.random.normal(key)
+    return params["w"] * draw, {"square": draw**2}
+
+  loss, metrics, _ = state.gradients(
+    loss_fn, {"w": jnp.ones(())}, jnp.zeros(2), jax.random.key(0), 2
+  )
+  # equal draws would make the mean's square the mean of squares
+  assert abs(float(metrics["square"] - loss**2)) > 1e-3
+
+
+def test_average_is_warmed_up():
+  """Decay 1/10, 2/11, 3/12, … until it has reached the one asked for."""
+  for updates, decay in [(0, 0.1), (1, 2 / 11), (90, 0.91), (9000, 0.95)]:
+    moved = optim.update_ema(
+      {"w": jnp.ones(2)}, {"w": jnp.zeros(2)}, 0.95, jnp.int32(updates)
+    )
+    np.testing.assert_allclose(moved["w"], np.full(2, decay), rtol=1e-5)
+
+
+def test_average_follows_the_updated_parameters():
+  optimizer = optax.sgd(1.0)
+  one = {"w": jnp.ones(2)}
+  here = state.create(one, optimizer, ema=True)
+  wanted = np.ones(2)
+  for n in range(3):
+    here, _ = state.apply_gradients(here, 0.0, one, optimizer, 0.999)
+    wanted += (1 - (1 + n) / (10 + n)) * (-n - wanted)  # parameters are -n
+    np.testing.assert_allclose(here.averaged["w"], wanted, rtol=1e-5)
+  without = state.create(one, optimizer, ema=False)
+  assert without.averaged is without.params
+
+
+# Optimisers and schedules.
+
+PEAK = 0.2
+
+
+def _schedule(**changes):
+  config = OptimizerConfig(learning_rate=PEAK, **changes)
+  schedule = optim.make_schedule(config, 100)
+  return lambda n: float(schedule(n)) / PEAK
+
+
+def test_schedules_end_where_they_should():
+  kinds = ("constant", "cosine", "linear")
+  constant, cosine, linear = (_schedule(schedule=kind) for kind in kinds)
+  at = (0, 25, 50, 100)
+  assert [constant(n) for n in at] == pytest.approx([1, 1, 1, 1])
+  quarter = (1 + math.cos(math.pi / 4)) / 2
+  assert [cosine(n) for n in at] == pytest.approx([1, quarter, 0.5, 0])
+  assert [linear(n) for n in at] == pytest.approx([1, 0.75, 0.5, 0])
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear"])
+def test_warm_up_begins_above_0_and_ends_at_the_peak(kind):
+  schedule = _schedule(schedule=kind, warmup_steps=20)
+  ramp = [schedule(n) for n in range(21)]
+  assert ramp[0] == pytest.approx(1 / 20)
+  assert ramp[20] == pytest.approx(1)
+  np.testing.assert_allclose(np.diff(ramp), (1 - 1 / 20) / 20, rtol=1e-4)
+  if kind != "constant":
+    assert schedule(60) == pytest.approx(0.5)  # half way down
+    assert schedule(100) == pytest.approx(0)
+
+
+def test_bad_schedules_are_refused():
+  with pytest.raises(ValueError, match="between 0 and the run's 100 steps"):
+    _schedule(warmup_steps=101)
+  with pytest.raises(ValueError, match="schedule is 'step'; use one of"):
+    _schedule(schedule="step")
+
+
+PARAMS = {
+  "layer": {"kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)},
+  "stack": {"kernel": jnp.ones((2, 5, 3))},
+  "conv": {"kernel": jnp.ones((1, 3, 3, 2))},
+  "norm": {"weight": jnp.ones(4)},
+}
+
+
+def _gradients(scale=1.0, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda p: jnp.asarray(scale * rng.standard_normal(p.shape), jnp.float32),
+    PARAMS,
+  )
+
+
+def _run(config, gradients):
+  optimizer = optim.make_optimizer(config, 10)
+  update = jax.jit(optimizer.update)
+  params, opt_state = PARAMS, optimizer.init(PARAMS)
+  for grads in gradients:
+    updates, opt_state = update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+  return params, opt_state
+
+
+def _adamw(gradients, lr, b1, b2, decay, clip):
+  """AdamW with clipping, written out; matrices alone decay."""
+  leaves, tree = jax.tree.flatten(PARAMS)
+  names = [p[0][-1].key for p in jax.tree_util.tree_leaves_with_path(PARAMS)]
+  params = [np.asarray(p, np.float64) for p in leaves]
+  m, v = ([np.zeros_like(p) for p in params] for _ in range(2))
+  for n, grads in enumerate(gradients, 1):
+    grads = [np.asarray(g, np.float64) for g in jax.tree.leaves(grads)]
+    norm = math.sqrt(sum((g**2).sum() for g in grads))
+    for i, g in enumerate(grads):
+      g = g * min(1, clip / norm)
+      m[i] = b1 * m[i] + (1 - b1) * g
+      v[i] = b2 * v[i] + (1 - b2) * g**2
+      change = m[i] / (1 - b1**n) / (np.sqrt(v[i] / (1 - b2**n)) + 1e-8)
+      if names[i] == "kernel":
+        change = change + decay * params[i]
+      params[i] = params[i] - lr * change
+  return jax.tree.unflatten(tree, params)
+
+
+def test_adamw_is_the_textbooks_with_clipping():
+  config = OptimizerConfig(
+    learning_rate=0.05, b1=0.8, b2=0.95, weight_decay=0.1, clip_norm=1.0
+  )
+  # a large gradient, clipped, weighs as much as the small ones after it
+  gradients = [_gradients(s, i) for i, s in enumerate((50.0, 0.05, 0.1))]
+  params, _ = _run(config, gradients)
+  wanted = _adamw(gradients, 0.05, 0.8, 0.95, 0.1, 1.0)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), params, wanted
+  )
+  free, _ = _run(dataclasses.replace(config, clip_norm=0.0), gradients)
+  far = np.abs(free["layer"]["kernel"] - params["layer"]["kernel"])
+  assert far.max() > 1e-2
+
+
+def test_decay_is_on_matrices_only():
+  config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+  for name in ("adamw", "muon"):
+    params, _ = _run(dataclasses.replace(config, name=name), [_gradients(0.0)])
+    for group in ("layer", "stack"):
+      np.testing.assert_allclose(params[group]["kernel"], 0.95, rtol=1e-5)
+    np.testing.assert_array_equal(params["layer"]["bias"], np.ones(4))
+    np.testing.assert_array_equal(params["norm"]["weight"], np.ones(4))
+
+
+def test_muon_turns_each_matrix_and_leaves_the_rest_to_adam():
+  config = OptimizerConfig(name="muon", learning_rate=0.01, clip_norm=0.0)
+  gradients = _gradients()
+  # one matrix of the stack has a far larger gradient than the other
+  stack = gradients["stack"]["kernel"] * jnp.array([1.0, 1e3])[:, None, None]
+  gradients["stack"]["kernel"] = stack
+  params, _ = _run(config, [gradients])
+  change = jax.tree.map(lambda a, b: (b - a) / 0.01, params, PARAMS)
+  for matrix in (change["layer"]["kernel"], *change["stack"]["kernel"]):
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    wanted = 0.2 * math.sqrt(max(matrix.shape))  # AdamW's root mean square
+    assert singular.max() < 1.3 * wanted
+    assert singular.min() > 0.6 * wanted
+  # Adam's first step is the sign of the gradient, whatever its size
+  for group, name in [
+    ("layer", "bias"),
+    ("conv", "kernel"),
+    ("norm", "weight"),
+  ]:
+    size = np.abs(change[group][name])
+    np.testing.assert_allclose(size, size.flat[0], rtol=1e-3)
+    signs = np.sign(change[group][name])
+    np.testing.assert_array_equal(signs, np.sign(gradients[group][name]))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_first_moment_may_be_kept_in_half(name):
+  config = OptimizerConfig(name=name, moment_dtype="bfloat16")
+  _, opt_state = _run(config, [_gradients()])
+  half = [x for x in jax.tree.leaves(opt_state) if x.dtype == jnp.bfloat16]
+  assert len(half) == len(jax.tree.leaves(PARAMS))
+  shapes = sorted(x.shape for x in half)
+  assert shapes == sorted(p.shape for p in jax.tree.leaves(PARAMS))
+
+
+def test_unknown_optimisers_are_refused():
+  with pytest.raises(ValueError, match="use 'adamw' or 'muon'"):
+    optim.make_optimizer(OptimizerConfig(name="lion"), 10)
+  with pytest.raises(ValueError, match="use 'float32' or 'bfloat16'"):
+    optim.make_optimizer(OptimizerConfig(moment_dtype="float16"), 10)
