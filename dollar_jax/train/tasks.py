@@ -161,7 +161,8 @@ class DistillTask:
     )
     self._frozen = replicate({"teacher": frozen, **null_prompt}, self._mesh)
 
-    c, scores = config.distill, config.distill.score_steps * config.steps
+    c = config.distill
+    scores = c.score_warmup + c.score_steps * config.steps
     self._optimizer = make_optimizer(config.optimizer, config.steps)
     step = make_student_step(
       student,
@@ -215,7 +216,7 @@ class DistillTask:
 
     if self.score_step is not None:
       score = state.fake_score
-      for i in range(c.score_steps):
+      for i in range(c.score_steps + (0 if index else c.score_warmup)):
         batch, _ = batches.next()
         key = named_key(seed, "score", index, i)
         score, more = self.score_step(

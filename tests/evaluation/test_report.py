@@ -172,12 +172,16 @@ def test_a_clip_grid_is_one_video_of_all_clips(tmp_path, moving):
   assert all(name in words for name in "abxyz")
 
 
-def test_odd_sizes_can_be_encoded():
-  frames = np.full((3, 9, 7, 3), 200, np.uint8)
+def test_odd_sizes_are_padded_and_not_scaled():
+  frames = np.zeros((3, 33, 31, 3), np.uint8)
+  frames[:, :, ::2] = 255  # stripes that any scaling would blur
   kind, data = mosaic.encode(frames, 24)
   assert kind == "video/mp4"
   with av.open(io.BytesIO(data)) as container:
-    assert (container.streams.video[0].width, len(frames)) == (8, 3)
+    decoded = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+  assert np.shape(decoded) == (3, 34, 32, 3)
+  error = np.abs(np.array(decoded, int)[:, :33, :31] - frames)
+  assert error.mean() < 10
 
 
 def test_without_h264_the_clips_are_an_animated_picture(
@@ -215,6 +219,12 @@ def test_tables_show_numbers_with_intervals_and_even_decimals(tmp_path):
     ["student", "0.876 [–, 0.900]", "–", "–", "–"],
     ["none", "–", "12,345", "yes", "−1.2e−04"],
   ]
+
+
+def test_a_large_number_does_not_cost_the_others_their_decimals(tmp_path):
+  rows = [{"frechet": value} for value in (2.5, 3.25, 14.061)]
+  shown = cells(written(tmp_path / "r", Table(rows)))
+  assert shown == [["frechet"], ["2.50"], ["3.25"], ["14.06"]]
 
 
 def test_tables_show_the_columns_asked_for(tmp_path):

@@ -36,6 +36,7 @@ def test_centres_are_found_above_dim_noise():
 
 def test_darkness_is_not_visible_and_has_no_shape():
   clips = np.zeros((1, 4, 32, 32), np.float32)
+  clips[:, :, :6, :6] = 0.2  # too dim to be seen
   clips[0, 1] = square_clip([(8, 8)])[0]
   found = tracking.track(clips)
   assert found.visible.tolist() == [[False, True, False, False]]
@@ -56,11 +57,13 @@ def test_a_shape_looks_the_same_wherever_it_is():
   np.testing.assert_allclose(shapes, shapes[:1].repeat(4, 0), atol=1e-4)
 
 
-def test_light_is_kept_in_the_shape():
+def test_light_is_kept_and_centred_in_the_shape():
   clip = square_clip([(11, 7)])[None]
   shapes = tracking.shapes(clip, tracking.track(clip))
   area = (tracking.WINDOW // tracking.SHAPE) ** 2
   assert shapes.sum() * area == pytest.approx(clip.sum())
+  picture = shapes.reshape(tracking.SHAPE, tracking.SHAPE)
+  np.testing.assert_allclose(picture, picture[::-1, ::-1], atol=1e-5)
 
 
 @pytest.mark.parametrize(

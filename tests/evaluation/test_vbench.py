@@ -46,11 +46,13 @@ def test_fractions_and_other_spellings_give_the_same():
   assert vbench.scores(spelled) == pytest.approx(vbench.scores(TEACHER))
 
 
-def test_the_best_values_published_score_one_hundred():
-  best = {name: high for name, (_, high) in vbench.RANGES.items()}
-  assert vbench.scores(best) == pytest.approx(
-    {"quality": 100, "semantic": 100, "total": 100}
-  )
+@pytest.mark.parametrize("end, expected", [(0, 0), (1, 100)])
+def test_the_ends_of_the_published_ranges(end, expected):
+  results = {name: ends[end] for name, ends in vbench.RANGES.items()}
+  found = vbench.scores(results)
+  assert tuple(found.values()) == pytest.approx((expected,) * 3)
+  # as published, since the paper's table does not tell 0.0009 from 0
+  assert vbench.RANGES["appearance style"] == (0.0009, 0.2855)
 
 
 def test_all_faults_are_named_at_once():

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from dollar_jax.diffusion.process import FlowProcess
-from dollar_jax.diffusion.solvers import ddim_step, implied_noise
+from dollar_jax.diffusion.solvers import implied_noise
+from dollar_jax.losses.reward import reward_force
 from dollar_jax.losses.vsd import vsd_loss
 from dollar_jax.models.denoiser import Denoiser, make_wan
 from dollar_jax.models.wan import WanConfig
@@ -113,28 +115,31 @@ def test_simulated_inputs_come_from_all_steps_equally():
 
 
 @pytest.mark.parametrize("fresh", [0.0, 0.6])
-def test_last_inputs_are_those_of_a_plain_rollout(fresh):
-  grid = (1.0, 0.8, 0.3)
-  student = _student(grid=grid, fresh_noise=fresh)
+def test_inputs_are_those_of_a_plain_rollout(fresh):
+  grid, flow = np.array([1.0, 0.8, 0.3], np.float32), FlowProcess()
   params, batch, key = _line(), _batch(6), jax.random.key(3)
-  x_t, _, *text = student.inputs(params, batch, key)
-  steps = x_t.reshape(3, 2, *LATENT)
-  predict = student.predict(params, *(a[:2] for a in text))
-  flow, x = student.denoiser.process, steps[0]
+
+  def roll(fresh):
+    student = _student(grid=tuple(grid.tolist()), fresh_noise=fresh)
+    x_t, _, *text = student.inputs(params, batch, key)
+    predict = student.predict(params, *(a[:2] for a in text))
+    return x_t.reshape(3, 2, *LATENT), predict
+
+  times = [jnp.full(2, t) for t in grid]
+  shown, predict = roll(1.0)  # where all noise is fresh, it can be read off
+  drawn = [
+    implied_noise(flow, shown[k], predict(shown[k - 1], times[k - 1]), times[k])
+    for k in (1, 2)
+  ]
+  x = shown[0]
+  steps, _ = roll(fresh)
+  np.testing.assert_array_equal(steps[0], x)
   for k in (1, 2):
-    t, s = jnp.full(2, grid[k - 1]), jnp.full(2, grid[k])
-    x0 = predict(x, t)
-    # what is not the path's own noise must be the same where it is all fresh
-    kept = (1 - fresh**2) ** 0.5 * implied_noise(flow, x, x0, t)
-    if fresh:
-      forgot = _student(grid=grid, fresh_noise=1.0)
-      other = forgot.inputs(params, batch, key)[0].reshape(steps.shape)
-      before = jnp.full(2, grid[k - 1])
-      its_x0 = predict(other[k - 1], before)
-      kept += fresh * implied_noise(flow, other[k], its_x0, s)
-      x = (1 - grid[k]) * x0 + grid[k] * kept
-    else:
-      x = ddim_step(flow, x, x0, t, s)
+    t, s = grid[k - 1], grid[k]
+    x0 = predict(x, times[k - 1])
+    kept = (x - (1 - t) * x0) / t
+    noise = np.sqrt(1 - fresh**2) * kept + fresh * drawn[k - 1]
+    x = (1 - s) * x0 + s * noise
     np.testing.assert_allclose(steps[k], x, rtol=1e-4, atol=1e-5)
 
 
@@ -259,15 +264,18 @@ class Sum(nn.Module):
 
 
 def test_reward_alone_needs_neither_teacher_nor_fake_score():
-  student = _student(vsd_weight=0.0, cd_weight=0.0, reward_weight=2.0)
+  student = _student(
+    vsd_weight=0.0, cd_weight=0.0, reward_weight=2.0, num_steps=1
+  )
   params, batch = _line(), _batch(4)
   frozen = {"latent_reward": {}, **_null()}
   after, metrics = _update(
     make_student_step, params, frozen, batch, student, latent_reward=Sum()
   )
-  force = 1 / math.hypot(1, 0.1)  # a reward with a slope of 1, and the floor
+  # each of the twelve elements of a latent has a slope of 1/12
+  force = float(reward_force(jnp.full((4, *LATENT), 1 / 12)).mean())
   assert float(metrics["reward_force"]) == pytest.approx(force, rel=1e-4)
-  # every sample's end moves by the shift: slope 1, weight 2
+  # from pure noise, every sample's end moves by the shift: slope 1, weight 2
   moved = float(after.params["shift"][0] - params["shift"][0])
   assert moved == pytest.approx(2 * force, rel=1e-4)
   x0, *_ = student.samples(
@@ -301,7 +309,7 @@ def wan_params():
 
 
 def test_fake_score_equal_to_teacher_moves_nothing(wan_params):
-  student = _student(WAN, cd_weight=0.0, guidance=1.0, num_steps=2)
+  student = _student(WAN, cd_weight=0.0, guidance=1.0, inputs="data")
   frozen = _frozen(wan_params, fake_score=wan_params)
   params = jax.tree.map(lambda p: 0.9 * p, wan_params)
   after, metrics = _update(
@@ -325,7 +333,7 @@ def _flops(fn, *args):
     total = 0
     for eqn in jaxpr.eqns:
       times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-      total += times * sum(map(count, jax.core.jaxprs_in_params(eqn.params)))
+      total += times * sum(map(count, jaxprs_in_params(eqn.params)))
       if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         shape = eqn.invars[0].aval.shape
