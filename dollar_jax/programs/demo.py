@@ -67,7 +67,8 @@ flags.DEFINE_float(
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
-FEWER_STEPS_UPDATES = 100
+FEW_STEPS = 4  # below this, VSD alone collapses a student that is a teacher
+WARMUP = {"cd_warmup": 100, "score_warmup": 60}
 REWARD = "jpeg_compressibility"
 STUDENT_STEPS = (4, 2, 1)
 TEACHER_GUIDANCE = 2.0
@@ -120,6 +121,11 @@ def read_config(name: str, scale: float, **changes: Any) -> TrainConfig:
     steps=cut(config.steps),
     optimizer=cut_warmup(config.optimizer),
     score_optimizer=cut_warmup(config.score_optimizer),
+    distill=dataclasses.replace(
+      config.distill,
+      cd_warmup=int(config.distill.cd_warmup * scale),
+      score_warmup=int(config.distill.score_warmup * scale),
+    ),
     reward=dataclasses.replace(
       config.reward,
       warmup_labels=cut(config.reward.warmup_labels),
@@ -220,15 +226,12 @@ def run_demo(demo: Demo) -> dict[str, Any]:
   """Distils, tunes, judges; returns what metrics.json holds."""
   began = time.perf_counter()
   models = {"teacher": demo.teacher}
-  previous = ""
   for steps in STUDENT_STEPS:
     name = f"student-{steps}"
-    changes: dict[str, Any] = {"distill": {"num_steps": steps}}
-    if previous:  # the easier student is most of the way
-      changes["student"] = str(demo.workdir / previous)
-      changes["steps"] = FEWER_STEPS_UPDATES
-    models[name] = demo.distil(name, **changes)
-    previous = name
+    losses: dict[str, Any] = {"num_steps": steps}
+    if steps < FEW_STEPS:
+      losses |= WARMUP
+    models[name] = demo.distil(name, distill=losses)
   tuned = "student-4-reward"
   models[tuned] = demo.tune(tuned, "student-4")
   for steps in STUDENT_STEPS:

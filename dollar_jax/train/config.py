@@ -86,8 +86,10 @@ class DistillConfig:
     cd_weight: weight of consistency distillation, beta_CD.
     reward_weight: weight of the latent reward, beta_FT.
     score_steps: fake-score updates per student update.
-    score_warmup: fake-score updates before the first student update: few-step
-      samples are far from what the fake score starts from.
+    cd_warmup: first updates, by the consistency loss alone: a student of one
+      or two steps starts so far from the data that VSD would collapse it.
+    score_warmup: fake-score updates before the student's first one by VSD:
+      its samples are far from what the fake score starts from.
     time_low: lower end of the score times, before the shift.
     time_high: upper end.
     cd_grid: N, points of the teacher's grid for consistency.
@@ -105,6 +107,7 @@ class DistillConfig:
   cd_weight: float = 0.5
   reward_weight: float = 0.0
   score_steps: int = 5
+  cd_warmup: int = 0
   score_warmup: int = 0
   time_low: float = 0.02
   time_high: float = 0.98
@@ -283,6 +286,8 @@ def _check_distill(d: DistillConfig) -> None:
   check(total > 0, "vsd_weight", "above 0, or another weight must be")
   check(d.score_steps >= 1, "score_steps", "at least 1")
   check(d.score_warmup >= 0, "score_warmup", "0 or more")
+  check(d.cd_warmup >= 0, "cd_warmup", "0 or more")
+  check(not d.cd_warmup or d.cd_weight > 0, "cd_warmup", "0, as cd_weight is 0")
   ordered = 0 <= d.time_low < d.time_high <= 1
   check(ordered, "time_low", f"from 0 to below time_high ({d.time_high})")
   check(1 <= d.cd_jump <= d.cd_grid, "cd_jump", f"1 to {d.cd_grid} (cd_grid)")

@@ -1,5 +1,6 @@
 """The two kinds of training: a teacher, and a few-step student."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -162,7 +163,7 @@ class DistillTask:
     self._frozen = replicate({"teacher": frozen, **null_prompt}, self._mesh)
 
     c = config.distill
-    scores = c.score_warmup + c.score_steps * config.steps
+    scores = c.score_warmup + c.score_steps * max(config.steps - c.cd_warmup, 1)
     self._optimizer = make_optimizer(config.optimizer, config.steps)
     step = make_student_step(
       student,
@@ -171,6 +172,15 @@ class DistillTask:
       tuner.model if tuner else None,
     )
     self.student_step = jax.jit(step, donate_argnums=0)
+    alone = dataclasses.replace(c, vsd_weight=0.0, reward_weight=0.0)
+    self._warmup_step = jax.jit(
+      make_student_step(
+        dataclasses.replace(student, config=alone),
+        self._optimizer,
+        config.optimizer,
+      ),
+      donate_argnums=0,
+    )
     self._score_optimizer, self.score_step = None, None
     if c.vsd_weight:
       self._score_optimizer = make_optimizer(config.score_optimizer, scores)
@@ -213,10 +223,16 @@ class DistillTask:
     """Fits the critics, then moves the student once."""
     seed, c = self._config.seed, self._config.distill
     metrics, frozen = {}, dict(self._frozen)
+    if index < c.cd_warmup:
+      batch, _ = batches.next()
+      key = named_key(seed, "student", index)
+      student, metrics = self._warmup_step(state.student, frozen, batch, key)
+      return state.replace(student=student), metrics
+    first = index == c.cd_warmup
 
     if self.score_step is not None:
       score = state.fake_score
-      for i in range(c.score_steps + (0 if index else c.score_warmup)):
+      for i in range(c.score_steps + (c.score_warmup if first else 0)):
         batch, _ = batches.next()
         key = named_key(seed, "score", index, i)
         score, more = self.score_step(
@@ -228,7 +244,7 @@ class DistillTask:
 
     if self.tuner is not None:
       reward = state.reward
-      if index == 0:
+      if first:
         reward, _ = self.tuner.warm_up(reward, state.student.params, batches)
       if (index + 1) % self._config.reward.every == 0:
         reward, more = self.tuner.refresh(

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from dollar_jax.data import latents
-from dollar_jax.train import datasets, metrics
+from dollar_jax.train import datasets, loop, metrics
 from dollar_jax.train.config import DataConfig
 from dollar_jax.train.runs import open_model
 
@@ -66,14 +66,21 @@ def test_ten_bad_batches_in_a_row_stop_a_teacher(runs, refusal, write_latents):
   assert len(metrics.read(workdir)) >= 10
 
 
-@pytest.mark.parametrize(
-  ("optimizer", "network"),
-  [("optimizer", "student"), ("score_optimizer", "fake score")],
-)
-def test_network_that_blew_up_is_named(runs, refusal, optimizer, network):
-  changes = {f"{optimizer}__learning_rate": 1e30, "steps": 20}
+def test_student_that_blew_up_is_named(runs, refusal):
+  changes = {"optimizer__learning_rate": 1e30, "distill__vsd_weight": 0.0}
   sentence = refusal(runs.command("distill", runs.fresh(), **changes))
-  assert sentence.startswith(f"the {network}'s loss or gradient was not fin")
+  assert sentence.startswith("the student's loss or gradient was not finite")
+
+
+@pytest.mark.parametrize(
+  ("metric", "network"),
+  [("score", "fake score"), ("lrm", "latent reward model")],
+)
+def test_critic_that_blew_up_is_named(metric, network):
+  name = f"{metric}_skipped_in_row"
+  loop._check_finite({name: 9, "skipped_in_row": 9}, 4, "distill")
+  with pytest.raises(ValueError, match=f"the {network}'s loss .* step 4; low"):
+    loop._check_finite({name: 10, "skipped_in_row": 9}, 4, "distill")
 
 
 def test_data_of_another_shape_is_refused(runs, refusal, write_latents):

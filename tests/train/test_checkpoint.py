@@ -204,8 +204,8 @@ def test_run_without_a_readable_checkpoint_stops(runs, refusal):
     (
       "teacher",
       "teacher",
-      {"optimizer__name": "adamw"},
-      "optimizer.name was 'muon', is 'adamw'",
+      {"optimizer__name": "muon"},
+      "optimizer.name was 'adamw', is 'muon'",
     ),
     ("distill", "teacher", {}, "task was 'teacher', is 'distill'"),
     (
