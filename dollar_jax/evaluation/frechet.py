@@ -14,10 +14,16 @@ size, beside the distance of real data from itself (`frechet_floor`).
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from dollar_jax.evaluation import intervals
 
+# Where other work keeps the cores busy, OpenBLAS's threads make factors as
+# small as these a thousand times slower.
+_one_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 
+
+@_one_thread
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
   """Fréchet distance of two sets of features, in the features' unit squared.
 
@@ -31,6 +37,7 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
   return _distance_from(features_b, features_a)(_checked(features_a))
 
 
+@_one_thread
 def frechet_interval(
   features_a: np.ndarray,
   features_b: np.ndarray,
@@ -68,6 +75,7 @@ def frechet_interval(
   return estimate._replace(low=max(estimate.low, 0.0))
 
 
+@_one_thread
 def frechet_extrapolated(
   features_a: np.ndarray,
   features_b: np.ndarray,
@@ -116,6 +124,7 @@ def frechet_extrapolated(
   return float(np.polyfit(1 / shares, distances, 1)[1])
 
 
+@_one_thread
 def frechet_floor(
   features: np.ndarray,
   count: int,

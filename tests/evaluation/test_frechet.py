@@ -101,8 +101,10 @@ def test_floor_sets_samples_against_others():
   fresh = [
     frechet.frechet_distance(*rng.normal(size=(2, 100, 8))) for _ in range(20)
   ]
-  floor = frechet.frechet_floor(rng.normal(size=(200, 8)), 100)
-  assert floor == pytest.approx(np.mean(fresh), rel=0.2)
+  floors = [
+    frechet.frechet_floor(rng.normal(size=(200, 8)), 100) for _ in range(20)
+  ]
+  assert np.mean(floors) == pytest.approx(np.mean(fresh), rel=0.1)
 
 
 def test_floor_of_balanced_captions_is_lower():
