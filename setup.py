@@ -30,7 +30,9 @@ INSTALL = [
   "pillow>=11,<14",
   "safetensors>=0.6,<0.9",
   "scikit-learn>=1.7,<2",
+  "scipy>=1.15,<2",
   "tensorflow-datasets>=4.9.9,<5",
+  "threadpoolctl>=3.5,<4",
   "tqdm>=4.67,<5",
 ]
 

@@ -374,6 +374,7 @@ def watch_updates(updates: int = 5) -> dict[str, int]:
   settings = configs.TrainConfig(
     task="distill",
     steps=updates,
+    log_every=1,
     data=configs.DataConfig(batch_size=4),
     distill=configs.DistillConfig(score_steps=2, reward_weight=1.0),
     reward=configs.RewardConfig(every=2, warmup_steps=1, steps=1, **labels),

@@ -71,7 +71,7 @@ class ClipJudge:
     epochs: int = 6,
     seed: int = 0,
   ) -> "ClipJudge":
-    """Fits both parts; about 15 s for 4,000 clips of 8x32x32 on two cores.
+    """Fits both parts; 26 processor seconds for 4,000 clips of 8x32x32.
 
     Args:
       frames: uint8 [N, F, H, W, 3], H and W multiples of 4.

@@ -21,8 +21,8 @@ from dollar_jax.evaluation.report import (
 )
 from dollar_jax.train import metrics as metrics_log
 
-SHOWN_PROMPTS = 8
-"""Prompts whose clips stand side by side."""
+SHOWN_PROMPTS, PICTURED_PROMPTS = 8, 4
+"""Prompts whose clips stand side by side, in the page and in the picture."""
 
 _QUALITY = {
   "name": "model",
@@ -58,7 +58,7 @@ def write_demo_report(
   prompts: Sequence[str],
   fps: float,
 ) -> None:
-  """Writes `workdir/report.html`.
+  """Writes `workdir/report.html` and the picture `clips.png`.
 
   Args:
     workdir: the demo's folder, with a folder for each training run.
@@ -74,6 +74,11 @@ def write_demo_report(
   # spread over digits and directions
   chosen = [i * 5 % 40 + i // 8 for i in range(SHOWN_PROMPTS)]
   grid = np.stack([clips[name][chosen] for name in names])
+  few = chosen[:PICTURED_PROMPTS]
+  picture = plots.contact_sheet(
+    grid[:, :PICTURED_PROMPTS], names, [prompts[i] for i in few]
+  )
+  (workdir / "clips.png").write_bytes(picture)
   one = next(row for row in rows if row["name"] == "student-1")
   four = next(row for row in rows if row["name"] == "student-4")
   runs = {row["name"]: workdir / row["name"] for row in rows}

@@ -56,7 +56,7 @@ def test_force_of_a_linear_reward_is_its_direction():
   w = _normal(0, 2, 3, 3, 4)
   x0 = _normal(1, 5, 2, 3, 3, 4)
   gradient = jax.grad(lambda x: jnp.sum(jnp.einsum("bthwc,thwc->b", x, w)))(x0)
-  force = reward_force(gradient)
+  force = reward_force(gradient, floor=0.1)
   # far above the floor it is w itself, brought to a root mean square of 1
   np.testing.assert_allclose(
     force, jnp.broadcast_to(w / _rms(w), x0.shape), rtol=1e-4, atol=1e-6
@@ -68,10 +68,10 @@ def test_force_is_what_a_unit_move_gains_over_that_and_the_floor():
   """R = gain * mean over elements: a move of RMS 1 changes it by `gain`."""
   for gain in (0.01, 0.1, 1.0, 10.0):
     gradient = jnp.full((4, 2, 3, 3, 4), gain / 72)
-    expected = gain / np.hypot(gain, 0.1)
+    expected = gain / np.hypot(gain, 1.0)
     np.testing.assert_allclose(reward_force(gradient), expected, rtol=1e-5)
     np.testing.assert_allclose(
-      reward_force(gradient, floor=1.0), gain / np.hypot(gain, 1), rtol=1e-5
+      reward_force(gradient, floor=0.1), gain / np.hypot(gain, 0.1), rtol=1e-5
     )
 
 

@@ -39,17 +39,22 @@ def _state(step):
   return {"networks": network, "labels": labels}
 
 
-@pytest.fixture
-def saved(tmp_path):
-  """A folder with checkpoints of steps 2, 3 and 4; 1 was let go."""
-  data = _data()
-  checkpointer = Checkpointer(tmp_path, CheckpointConfig(keep=3), RUN)
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+  folder, data = tmp_path_factory.mktemp("saved"), _data()
+  checkpointer = Checkpointer(folder, CheckpointConfig(keep=3), RUN)
   for step in (1, 2, 3, 4):
     next(data)
     checkpointer.save(step, _state(step), data)
   checkpointer.wait()
   checkpointer.close()
-  return tmp_path
+  return folder
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+  """A folder with checkpoints of steps 2, 3 and 4; 1 was let go."""
+  return shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -211,8 +216,8 @@ def test_run_without_a_readable_checkpoint_stops(runs, refusal):
     (
       "distill",
       "distill",
-      {"distill__grid": (1.0, 0.4)},
-      "grid was [1.0, 0.5], is [1.0, 0.4",
+      {"distill__grid": (1.0, 0.25)},
+      "], is [1.0, 0.25]; use",
     ),
   ],
 )
@@ -268,10 +273,10 @@ def test_full_disk_leaves_the_last_checkpoint(runs, dollar, assert_same_run):
   process = runs.start("-c", textwrap.dedent(FULL_DISK), *command)
   _, err = process.communicate()
   assert process.returncode == 1, err
-  [line] = err.splitlines()
-  assert line.startswith("dollar train: error: a checkpoint could not be wri")
-  assert "File too large" in line
-  assert "that of step 4 is whole: make room" in line
+  assert err.count("\n") == 1, err
+  assert err.startswith("dollar train: error: a checkpoint could not be wri")
+  assert "File too large" in err
+  assert "that of step 4 is whole: make room" in err
   assert _steps(workdir) == [2, 4]
 
   code, _, err = dollar(command)
