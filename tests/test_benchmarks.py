@@ -179,7 +179,7 @@ def test_hand_count_of_the_latent_reward_model(kind, text):
   assert both == [cost.forward + cost.backward, cost.forward + cost.to_input]
 
 
-def test_after_the_first_update_nothing_is_compiled_or_moved_unasked():
+def test_no_step_is_compiled_twice_and_no_array_moves_unasked():
   late = step_cost.watch_updates()
   assert late == {"traced": 0, "compiled": 0, "guarded": 2}
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import inspect
 import json
 import logging as std_logging
 import sys
@@ -50,7 +51,8 @@ class Checkpointer:
     """
     self.folder = epath.Path(workdir) / "checkpoints"
     self._description = json.loads(json.dumps(description))
-    _silence_orbax()
+    self._quiet = contextlib.ExitStack()
+    self._quiet.enter_context(_quiet_orbax())
     self._manager = ocp.CheckpointManager(
       self.folder.resolve(),
       options=ocp.CheckpointManagerOptions(
@@ -151,6 +153,7 @@ class Checkpointer:
       self._manager.close()
     except Exception as error:  # another error is on its way already
       logging.warning("the last checkpoint is lost: %s", _first_line(error))
+    self._quiet.close()
 
   @contextlib.contextmanager
   def _naming_failures(self) -> Iterator[None]:
@@ -173,10 +176,12 @@ def read_networks(workdir: str) -> Any:
     ValueError: if there is no checkpoint that can be read.
   """
   folder = epath.Path(workdir) / "checkpoints"
-  _silence_orbax()
   target = ocp.args.Composite(state=ocp.args.StandardRestore())
   damaged: dict[int, str] = {}
-  with ocp.CheckpointManager(folder.resolve(), item_names=_ITEMS) as manager:
+  with (
+    _quiet_orbax(),
+    ocp.CheckpointManager(folder.resolve(), item_names=_ITEMS) as manager,
+  ):
     for step in sorted(manager.all_steps(), reverse=True):
       saved, reason = _try_to_read(manager, step, target)
       if not reason:
@@ -198,30 +203,19 @@ def _try_to_read(
   target: ocp.args.Composite,
   check: Callable[[int, dict[str, Any]], None] = lambda step, run: None,
 ) -> tuple[PyTree, str]:
-  """Returns the state of a checkpoint, or why it cannot be read.
-
-  A torn file makes a reader raise anything, and leaves readers of other
-  arrays that complain on stderr when they are freed.
-  """
-  hooks = sys.excepthook, sys.unraisablehook
-  sys.excepthook = sys.unraisablehook = lambda *_: None
-  state, reason = None, ""
+  """Returns the state of a checkpoint, or why it cannot be read."""
   try:
     args = ocp.args.Composite(description=ocp.args.JsonRestore())
     description = manager.restore(step, args=args)["description"]
     check(step, description["run"])
     state = manager.restore(step, args=target)["state"]
     if _checksum(state) != description["checksum"]:
-      reason = "its checksum is wrong"
+      return None, "its checksum is wrong"
+    return state, ""
   except _Mismatch:
     raise
-  except Exception as error:
-    reason = _first_line(error)
-  finally:
-    if reason:
-      gc.collect()
-    sys.excepthook, sys.unraisablehook = hooks
-  return state, reason
+  except Exception as error:  # a torn file makes a reader raise anything
+    return None, _first_line(error)
 
 
 def _checksum(tree: PyTree) -> int:
@@ -272,10 +266,35 @@ def _first_line(error: BaseException) -> str:
   return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}…"
 
 
-def _silence_orbax() -> None:
-  """Drops Orbax's own log: what matters of it is raised as well."""
-  logging.get_absl_logger().addFilter(_not_orbax)
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+  """Drops what Orbax prints: what matters of it is raised as well.
 
+  One torn file, or a full disk, makes hundreds of lines: its log, and the
+  tasks of other arrays, which complain that nobody waits for them any more.
+  """
+  excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
+  loggers = [std_logging.getLogger(name) for name in ("absl", "asyncio")]
 
-def _not_orbax(record: std_logging.LogRecord) -> bool:
-  return "orbax" not in record.pathname
+  def of_ours(record: std_logging.LogRecord) -> bool:
+    source = record.pathname if record.name == "absl" else record.getMessage()
+    return "/orbax/" not in source
+
+  def on_exception(kind: Any, error: Any, trace: Any) -> None:
+    if str(error) != "Event loop is closed":
+      excepthook(kind, error, trace)
+
+  def on_unraisable(args: Any) -> None:
+    if not inspect.iscoroutine(args.object):
+      unraisablehook(args)
+
+  for logger in loggers:
+    logger.addFilter(of_ours)
+  sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
+  try:
+    yield
+  finally:
+    gc.collect()  # unfinished tasks complain when they are freed
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+    for logger in loggers:
+      logger.removeFilter(of_ours)

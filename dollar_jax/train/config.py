@@ -231,20 +231,16 @@ class TrainConfig:
     _check_optimizer(self.optimizer, "optimizer", batch, "data")
     if self.task == "distill":
       _check_distill(self.distill)
-    if self.task == "distill" and self.distill.reward_weight:
-      # or its metrics would fall between the lines that are logged
-      _check(
-        self.reward.every % self.log_every == 0,
-        "reward.every",
-        self.reward.every,
-        f"a multiple of log_every ({self.log_every})",
-      )
       _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
       if self.distill.reward_weight:
         _check_reward(self.reward)
         batch = self.reward.batch_size
         optimizer = self.reward_optimizer
         _check_optimizer(optimizer, "reward_optimizer", batch, "reward")
+        # or its metrics would fall between the lines that are logged
+        every = self.reward.every
+        want = f"a multiple of log_every ({self.log_every})"
+        _check(every % self.log_every == 0, "reward.every", every, want)
 
 
 def _check(good: bool, name: str, value: Any, want: str) -> None:

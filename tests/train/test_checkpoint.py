@@ -4,7 +4,6 @@ import json
 import pathlib
 import shutil
 import sys
-import textwrap
 
 import grain
 import jax
@@ -248,7 +247,7 @@ def test_unfinished_run_can_be_opened(runs, read_state):
 
 
 FULL_DISK = """
-import resource, sys
+import pathlib, resource, sys, time
 from dollar_jax import cli
 from dollar_jax.train import metrics
 
@@ -258,19 +257,21 @@ write = metrics.MetricsLog.write
 def fill_disk_after_row_five(self, step, values):
   write(self, step, values)
   if step == 5:
+    while not pathlib.Path(sys.argv[-1], "checkpoints", "4").is_dir():
+      time.sleep(0.01)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (12000, hard))
 
 
 metrics.MetricsLog.write = fill_disk_after_row_five
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(cli.main(sys.argv[1:-1]))
 """
 
 
 def test_full_disk_leaves_the_last_checkpoint(runs, dollar, assert_same_run):
   workdir = runs.fresh()
   command = runs.command("teacher", workdir)
-  process = runs.start("-c", textwrap.dedent(FULL_DISK), *command)
+  process = runs.start("-c", FULL_DISK, *command, str(workdir))
   _, err = process.communicate()
   assert process.returncode == 1, err
   assert err.count("\n") == 1, err

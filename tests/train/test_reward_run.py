@@ -66,7 +66,7 @@ ALONE = {"distill__vsd_weight": 0.0, "distill__cd_weight": 0.0}
 def test_reward_run_logs_true_and_latent_reward(runs):
   rows = metrics.read(runs.whole("reward"))
   refreshed = [row for row in rows if "true_reward" in row]
-  assert [row["step"] for row in refreshed] == [3, 6, 9]
+  assert [row["step"] for row in refreshed] == [3, 6, 9, 12]
   for row in refreshed:
     assert row["label_failures"] == 0
     assert row["label_age"] == 0
@@ -86,9 +86,9 @@ def test_run_goes_on_without_the_labels_that_failed(
   assert (code, err) == (0, "")
   rows = [row for row in metrics.read(workdir) if "label_failures" in row]
   # both calls of the warm-up gave nothing, the third lacked one of four
-  assert [row["label_failures"] for row in rows] == [9, 9, 9]
+  assert [row["label_failures"] for row in rows] == [9, 9, 9, 9]
   state = read_state(workdir, STEPS)
-  assert state["['labels']['count']"] == 3 + 2 * 4
+  assert state["['labels']['count']"] == 3 + 3 * 4
   assert np.isfinite(state["['labels']['values']"]).all()
   # the scale of the reward comes from the first labels there are
   assert state["['networks']['reward']['statistics']['count']"] == 3

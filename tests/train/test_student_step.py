@@ -185,9 +185,11 @@ def test_no_gradient_runs_through_what_the_student_is_given(inputs):
   assert all(float(slope[0]) == 0 for slope in slopes.values())
 
 
-def test_grid_is_hand_made_or_even_with_the_models_shift():
+def test_grid_is_hand_made_or_even_with_a_shift():
   shifted = dataclasses.replace(LINE, shift=3.0)
   np.testing.assert_allclose(_student(shifted, num_steps=2).grid, [1, 0.75])
+  own = _student(shifted, num_steps=2, grid_shift=1.0)  # not the model's
+  np.testing.assert_allclose(own.grid, [1, 0.5])
   np.testing.assert_allclose(
     _student(shifted, grid=(1.0, 0.4)).grid, [1, 0.4], rtol=1e-6
   )
