@@ -66,14 +66,15 @@ class Task(Protocol):
 
 def named_key(seed: int, name: str, step: int, index: int = 0) -> Array:
   """The random key of one use at one step: resuming needs no stored stream."""
-  # A uint32 put there explicitly is no implicit transfer in the loop.
-  data = np.array([zlib.crc32(name.encode()), step, index], np.uint32)
-  return _fold(jax.random.key(seed), jax.device_put(data))
+  # Put there explicitly and made into a key there: no implicit transfer.
+  data = np.array([seed, zlib.crc32(name.encode()), step, index], np.uint32)
+  return _make_key(jax.device_put(data))
 
 
 @jax.jit
-def _fold(key: Array, data: Array) -> Array:
-  for i in range(3):
+def _make_key(data: Array) -> Array:
+  key = jax.random.key(data[0])
+  for i in range(1, 4):
     key = jax.random.fold_in(key, data[i])
   return key
 
