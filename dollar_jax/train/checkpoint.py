@@ -5,7 +5,10 @@ import gc
 import inspect
 import json
 import logging as std_logging
+import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -152,21 +155,25 @@ class Checkpointer:
     try:
       self._manager.close()
     except Exception as error:  # another error is on its way already
-      logging.warning("the last checkpoint is lost: %s", _first_line(error))
+      logging.warning("the last checkpoint is lost: %s", _reason(error))
+    self._manager = None  # its errors hold unfinished tasks
     self._quiet.close()
 
   @contextlib.contextmanager
   def _naming_failures(self) -> Iterator[None]:
     """Makes one OSError of what Orbax and TensorStore raise on a full disk."""
+    reason = ""
     try:
       yield
     except Exception as error:
+      reason = _reason(error)
+    if reason:  # out here, where the error no longer holds unfinished tasks
       whole = self._manager.all_steps(read=True)
       kept = f"that of step {max(whole)} is whole" if whole else "there is none"
       raise OSError(
-        f"a checkpoint could not be written to {self.folder} "
-        f"({_first_line(error)}); {kept}: make room and run this again"
-      ) from error
+        f"a checkpoint could not be written to {self.folder} ({reason}); "
+        f"{kept}: make room and run this again"
+      )
 
 
 def read_networks(workdir: str) -> Any:
@@ -215,7 +222,7 @@ def _try_to_read(
   except _Mismatch:
     raise
   except Exception as error:  # a torn file makes a reader raise anything
-    return None, _first_line(error)
+    return None, _reason(error)
 
 
 def _checksum(tree: PyTree) -> int:
@@ -261,7 +268,11 @@ def _none_readable(folder: epath.Path, damaged: dict[int, str]) -> str:
   )
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+  """What the operating system said, or else the first line of an error."""
+  code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+  if code:
+    return os.strerror(int(code[1]))
   lines = str(error).strip().splitlines() or [type(error).__name__]
   return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}…"
 
@@ -273,28 +284,27 @@ def _quiet_orbax() -> Iterator[None]:
   One torn file, or a full disk, makes hundreds of lines: its log, and the
   tasks of other arrays, which complain that nobody waits for them any more.
   """
-  excepthook, unraisablehook = sys.excepthook, sys.unraisablehook
-  loggers = [std_logging.getLogger(name) for name in ("absl", "asyncio")]
-
-  def of_ours(record: std_logging.LogRecord) -> bool:
-    source = record.pathname if record.name == "absl" else record.getMessage()
-    return "/orbax/" not in source
-
-  def on_exception(kind: Any, error: Any, trace: Any) -> None:
-    if str(error) != "Event loop is closed":
-      excepthook(kind, error, trace)
+  unraisablehook = sys.unraisablehook
+  filters = {"absl": _not_of_orbax, "asyncio": lambda record: False}
 
   def on_unraisable(args: Any) -> None:
-    if not inspect.iscoroutine(args.object):
+    closed = str(args.exc_value) == "Event loop is closed"
+    if not closed and not inspect.iscoroutine(args.object):
       unraisablehook(args)
 
-  for logger in loggers:
-    logger.addFilter(of_ours)
-  sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
+  # this one stays: Orbax keeps some of them until the program ends
+  warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host")
+  for name, keep in filters.items():
+    std_logging.getLogger(name).addFilter(keep)
+  sys.unraisablehook = on_unraisable
   try:
     yield
   finally:
     gc.collect()  # unfinished tasks complain when they are freed
-    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
-    for logger in loggers:
-      logger.removeFilter(of_ours)
+    sys.unraisablehook = unraisablehook
+    for name, keep in filters.items():
+      std_logging.getLogger(name).removeFilter(keep)
+
+
+def _not_of_orbax(record: std_logging.LogRecord) -> bool:
+  return "/orbax/" not in record.pathname

@@ -251,20 +251,21 @@ import pathlib, resource, sys, time
 from dollar_jax import cli
 from dollar_jax.train import metrics
 
+workdir = pathlib.Path(sys.argv.pop())
 write = metrics.MetricsLog.write
 
 
 def fill_disk_after_row_five(self, step, values):
   write(self, step, values)
   if step == 5:
-    while not pathlib.Path(sys.argv[-1], "checkpoints", "4").is_dir():
+    while not (workdir / "checkpoints" / "4").is_dir():
       time.sleep(0.01)
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (12000, hard))
 
 
 metrics.MetricsLog.write = fill_disk_after_row_five
-sys.exit(cli.main(sys.argv[1:-1]))
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 
