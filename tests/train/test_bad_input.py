@@ -128,6 +128,7 @@ assert jax.device_count() == 2
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_what_one_gives(runs):
   workdir = runs.fresh()
   odd = runs.command("distill", runs.fresh(), data__batch_size=5)
