@@ -65,6 +65,7 @@ EXTRAS = {
     "hypothesis>=6.130,<7",
     "pytest>=8.3,<10",
     "pytest-timeout>=2.3,<3",
+    "pytest-xdist>=3.6,<4",
   ],
   "dev": [*LINT, "pre-commit>=4,<5"],
   # Lets `pip install --no-build-isolation -e .` run without the network.

@@ -22,8 +22,8 @@ cd "$root"
 stage "ruff check" ruff check --quiet
 stage "ruff format" ruff format --check
 stage "lint-imports" lint-imports --no-cache --no-logo
-# Another -m among the arguments counts instead of this one.
-stage "pytest" python -m pytest -m "not slow" "$@"
+# Two processes; another -n or -m among the arguments counts instead.
+stage "pytest" python -m pytest -n 2 -m "not slow" "$@"
 
 if ((${#failed[@]})); then
   printf -v list ', %s' "${failed[@]}"

@@ -27,6 +27,29 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 PARITY_PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
+LONG_GROUPS = ("tests/programs/test_demo.py", "tests/train")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Says which tests `pytest -n` keeps in one process: those of a file.
+
+  All of tests/train is one group, for it shares its runs. The groups that
+  take minutes start first.
+  """
+
+  def group(item: pytest.Item) -> str:
+    file = item.path.relative_to(ROOT).as_posix()
+    return next((g for g in LONG_GROUPS if file.startswith(g)), file)
+
+  def rank(item: pytest.Item) -> int:
+    name = group(item)
+    return LONG_GROUPS.index(name) if name in LONG_GROUPS else len(LONG_GROUPS)
+
+  for item in items:
+    item.add_marker(pytest.mark.xdist_group(group(item)))
+  items.sort(key=rank)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
   """Skips a marked test that this environment cannot run."""
   if item.get_closest_marker("torch"):

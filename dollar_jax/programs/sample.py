@@ -255,9 +255,10 @@ def _read_noise(
 def _load(file: str, kind: str) -> Any:
   """The array of an .npy file, or the arrays of an .npz file by name."""
   try:
-    content = np.load(file, allow_pickle=False)
-    if isinstance(content, np.ndarray) == (kind == ".npz"):
-      raise ValueError("it is of another kind")
-    return dict(content) if kind == ".npz" else content
+    with open(file, "rb") as stream:
+      content = np.load(stream, allow_pickle=False)
+      if isinstance(content, np.ndarray) == (kind == ".npz"):
+        raise ValueError("it is of another kind")
+      return dict(content) if kind == ".npz" else content
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f"{file} is no readable {kind} file: {error}") from None

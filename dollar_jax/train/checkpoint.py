@@ -1,8 +1,7 @@
 """Checkpoints: everything that changes, saved in the background by Orbax."""
 
 import contextlib
-import gc
-import inspect
+import functools
 import json
 import logging as std_logging
 import os
@@ -54,8 +53,7 @@ class Checkpointer:
     """
     self.folder = epath.Path(workdir) / "checkpoints"
     self._description = json.loads(json.dumps(description))
-    self._quiet = contextlib.ExitStack()
-    self._quiet.enter_context(_quiet_orbax())
+    _quiet_orbax()
     self._manager = ocp.CheckpointManager(
       self.folder.resolve(),
       options=ocp.CheckpointManagerOptions(
@@ -113,7 +111,7 @@ class Checkpointer:
     damaged: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       restored, reason = _try_to_read(
-        self._manager, step, target, self._check_description
+        self._manager, step, lambda: target, self._check_description
       )
       if reason:
         damaged[step] = reason
@@ -156,41 +154,47 @@ class Checkpointer:
       self._manager.close()
     except Exception as error:  # another error is on its way already
       logging.warning("the last checkpoint is lost: %s", _reason(error))
-    self._manager = None  # its errors hold unfinished tasks
-    self._quiet.close()
 
   @contextlib.contextmanager
   def _naming_failures(self) -> Iterator[None]:
     """Makes one OSError of what Orbax and TensorStore raise on a full disk."""
-    reason = ""
     try:
       yield
     except Exception as error:
-      reason = _reason(error)
-    if reason:  # out here, where the error no longer holds unfinished tasks
       whole = self._manager.all_steps(read=True)
       kept = f"that of step {max(whole)} is whole" if whole else "there is none"
       raise OSError(
-        f"a checkpoint could not be written to {self.folder} ({reason}); "
-        f"{kept}: make room and run this again"
-      )
+        f"a checkpoint could not be written to {self.folder} "
+        f"({_reason(error)}); {kept}: make room and run this again"
+      ) from error
 
 
 def read_networks(workdir: str) -> Any:
-  """The newest readable checkpoint's networks as plain dicts of arrays.
+  """The newest readable checkpoint's networks as plain dicts of numpy arrays.
+
+  They may have been saved on any number of devices.
 
   Raises:
     ValueError: if there is no checkpoint that can be read.
   """
   folder = epath.Path(workdir) / "checkpoints"
-  target = ocp.args.Composite(state=ocp.args.StandardRestore())
+  handlers = {
+    "state": ocp.StandardCheckpointHandler(),
+    "description": ocp.JsonCheckpointHandler(),
+  }
   damaged: dict[int, str] = {}
-  with (
-    _quiet_orbax(),
-    ocp.CheckpointManager(folder.resolve(), item_names=_ITEMS) as manager,
-  ):
+  _quiet_orbax()
+  with ocp.CheckpointManager(
+    folder.resolve(), item_handlers=handlers
+  ) as manager:
+
+    def on_host() -> ocp.args.Composite:
+      saved = manager.item_metadata(step)["state"].tree
+      target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
+      return ocp.args.Composite(state=ocp.args.StandardRestore(target))
+
     for step in sorted(manager.all_steps(), reverse=True):
-      saved, reason = _try_to_read(manager, step, target)
+      saved, reason = _try_to_read(manager, step, on_host)
       if not reason:
         return saved.get("networks", saved)
       damaged[step] = reason
@@ -207,7 +211,7 @@ class _Mismatch(ValueError):
 def _try_to_read(
   manager: ocp.CheckpointManager,
   step: int,
-  target: ocp.args.Composite,
+  target: Callable[[], ocp.args.Composite],
   check: Callable[[int, dict[str, Any]], None] = lambda step, run: None,
 ) -> tuple[PyTree, str]:
   """Returns the state of a checkpoint, or why it cannot be read."""
@@ -215,7 +219,7 @@ def _try_to_read(
     args = ocp.args.Composite(description=ocp.args.JsonRestore())
     description = manager.restore(step, args=args)["description"]
     check(step, description["run"])
-    state = manager.restore(step, args=target)["state"]
+    state = manager.restore(step, args=target())["state"]
     if _checksum(state) != description["checksum"]:
       return None, "its checksum is wrong"
     return state, ""
@@ -277,34 +281,29 @@ def _reason(error: BaseException) -> str:
   return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}…"
 
 
-@contextlib.contextmanager
-def _quiet_orbax() -> Iterator[None]:
+@functools.cache
+def _quiet_orbax() -> None:
   """Drops what Orbax prints: what matters of it is raised as well.
 
   One torn file, or a full disk, makes hundreds of lines: its log, and the
-  tasks of other arrays, which complain that nobody waits for them any more.
+  tasks of other arrays, which complain that nobody waits for them any more,
+  some of them only when the program ends.
   """
   unraisablehook = sys.unraisablehook
-  filters = {"absl": _not_of_orbax, "asyncio": lambda record: False}
 
   def on_unraisable(args: Any) -> None:
     closed = str(args.exc_value) == "Event loop is closed"
-    if not closed and not inspect.iscoroutine(args.object):
+    code = getattr(args.object, "cr_code", None)
+    if not closed and "/orbax/" not in getattr(code, "co_filename", ""):
       unraisablehook(args)
 
-  # this one stays: Orbax keeps some of them until the program ends
-  warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host")
-  for name, keep in filters.items():
-    std_logging.getLogger(name).addFilter(keep)
   sys.unraisablehook = on_unraisable
-  try:
-    yield
-  finally:
-    gc.collect()  # unfinished tasks complain when they are freed
-    sys.unraisablehook = unraisablehook
-    for name, keep in filters.items():
-      std_logging.getLogger(name).removeFilter(keep)
+  warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host")
+  std_logging.getLogger("absl").addFilter(_not_of_orbax)
+  std_logging.getLogger("asyncio").addFilter(_not_of_orbax)
 
 
 def _not_of_orbax(record: std_logging.LogRecord) -> bool:
+  if record.name == "asyncio":
+    return not re.search("/orbax/|OCDBT", record.getMessage())
   return "/orbax/" not in record.pathname

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from tqdm import tqdm
@@ -167,7 +166,7 @@ def _check_finite(metrics: dict[str, Array], step: int, task: str) -> None:
   for name, value in metrics.items():
     if not name.endswith("skipped_in_row"):
       continue
-    if int(jnp.asarray(value)) >= MAX_SKIPPED_IN_ROW:
+    if jax.device_get(value) >= MAX_SKIPPED_IN_ROW:
       prefix = name.removesuffix("skipped_in_row").strip("_") or task
       raise ValueError(
         f"the {_NETWORKS[prefix]}'s loss or gradient was not finite in "

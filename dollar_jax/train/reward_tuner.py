@@ -112,9 +112,10 @@ class RewardTuner:
   def init(self) -> RewardState:
     """A fresh latent reward model."""
     latent, text = self._shapes
-    inputs = np.zeros((1, *latent)), np.zeros((1, *text))
+    x0, tokens = np.zeros((1, *latent)), np.zeros((1, *text))
+    mask = np.ones((1, text[0]), bool)
     key = named_key(self._config.seed, "latent_reward", 0)
-    params = self.model.init(key, *inputs, np.ones((1, text[0]), bool))
+    params = jax.jit(self.model.init)(key, x0, tokens, mask)
     ema = self._config.reward_optimizer.ema > 0
     network = states.create(params["params"], self._optimizer, ema)
     return replicate(

@@ -225,4 +225,4 @@ def open_model(name: str, scan: bool = False) -> Pipeline:
     fresh = config.distill.fresh_noise
     recipe = dataclasses.replace(recipe, fresh_noise=fresh)
   params = state["params"] if state["ema"] is None else state["ema"]
-  return base.with_params(params, recipe)
+  return base.with_params(jax.tree.map(jnp.asarray, params), recipe)

@@ -99,7 +99,7 @@ def apply_gradients(
   Returns:
     The next state and the metrics `grad_norm` and `skipped_in_row`.
   """
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)

@@ -100,6 +100,8 @@ def test_latent_set_goes_in_as_it_is_read(prepared):
 def test_a_set_smaller_than_a_batch_is_refused():
   with pytest.raises(ValueError, match=r"holds 3 videos, fewer than .* of 4"):
     make_batches(Numbers(3), 4, seed=0)
+  with pytest.raises(ValueError, match=r"lower data\.batch_size"):
+    make_batches(Numbers(3), 4, seed=0, process_count=2)
   assert _indices(make_batches(Numbers(4), 4, seed=0), 1)
 
 

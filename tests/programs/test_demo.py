@@ -10,7 +10,7 @@ from dollar_jax import cli
 from dollar_jax.programs import demo
 
 # the first test carries every compilation
-pytestmark = [pytest.mark.timeout(1200), pytest.mark.slow]
+pytestmark = pytest.mark.timeout(1200)
 
 ROW = {
   "name",

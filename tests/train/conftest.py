@@ -43,6 +43,7 @@ DISTILL = SHORT | {
 }
 REWARD = DISTILL | {
   "student": "",
+  "distill.cd_weight": 0.0,
   "reward.every": 3,
   "reward.warmup_labels": 8,
   "reward.warmup_steps": 4,
@@ -140,12 +141,23 @@ def _runs(tmp_path_factory):
   return Runs(tmp_path_factory.mktemp("runs"))
 
 
-@pytest.fixture
-def runs(_runs):
-  """The shared runs; compiling for speed would take most of their time."""
+@pytest.fixture(scope="package")
+def _plain_compiler():
+  """No optimisation: compiling for speed would take most of a run's time.
+
+  What was compiled before is dropped: it may round another way than the same
+  code in a process that never optimised.
+  """
+  jax.clear_caches()
   jax.config.update("jax_disable_most_optimizations", True)
-  yield _runs
+  yield
   jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def runs(_runs, _plain_compiler):
+  """The runs that tests share."""
+  return _runs
 
 
 @pytest.fixture

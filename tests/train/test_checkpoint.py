@@ -220,7 +220,6 @@ def test_run_without_a_readable_checkpoint_stops(runs, refusal):
     ),
   ],
 )
-@pytest.mark.slow
 def test_checkpoint_of_another_run_is_refused(
   runs, refusal, kind, of, changes, difference
 ):
@@ -270,7 +269,6 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_full_disk_leaves_the_last_checkpoint(runs, dollar, assert_same_run):
   workdir = runs.fresh()
   command = runs.command("teacher", workdir)

@@ -59,7 +59,7 @@ def rewards(tmp_path, monkeypatch):
   sys.modules.pop(name, None)
 
 
-ALONE = {"distill__vsd_weight": 0.0, "distill__cd_weight": 0.0}
+ALONE = {"distill__vsd_weight": 0.0, "checkpoint__every": STEPS}
 """The reward alone: the other losses need not be compiled."""
 
 

@@ -218,9 +218,17 @@ def test_straight_teacher_has_nothing_left_to_teach():
 
 @pytest.mark.parametrize("jump, at_data", [(4, True), (2, False)])
 def test_at_data_the_target_is_the_jumped_latent_itself(jump, at_data):
-  """A jump over the whole grid ends there: the average has no say."""
+  """A jump over the whole grid ends there: the average has no say.
+
+  The network is said to predict x0: flow's velocity counts for nothing at 0.
+  """
   student = _student(
-    vsd_weight=0.0, cd_weight=1.0, guidance=1.0, cd_grid=4, cd_jump=jump
+    dataclasses.replace(LINE, prediction="x0"),
+    vsd_weight=0.0,
+    cd_weight=1.0,
+    guidance=1.0,
+    cd_grid=4,
+    cd_jump=jump,
   )
   optimizer = optax.sgd(0.0)
   step = jax.jit(make_student_step(student, optimizer, SGD))
@@ -381,18 +389,24 @@ def test_a_term_that_is_off_costs_nothing(wan_params):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
-def test_teacher_learns_what_the_prompt_says_unless_it_is_dropped(dropout):
-  """Data that the prompt determines: a network that listens has no error."""
+def test_teacher_hears_the_prompt_or_where_it_is_dropped_the_null(dropout):
+  """Data that words determine: a network that hears them has no error."""
   params, batch = _line(gain=0.0, words=0.5), _batch(16)
-  said = jnp.where(batch["text_mask"][..., None], batch["text"], 0.0)
-  end = 1 + 0.5 * said.sum((1, 2)).reshape(-1, 1, 1, 1, 1)
-  batch["latents"] = jnp.broadcast_to(end, batch["latents"].shape)
+  null = {
+    "null_text": jnp.full(TEXT, 0.7),
+    "null_mask": jnp.array([True, False]),
+  }
+  prompts = jnp.where(batch["text_mask"][..., None], batch["text"], 0.0)
+  said = {0.0: prompts.sum((1, 2)), 1.0: jnp.full(16, 4 * 0.7)}
 
   def make(optimizer, config):
     return make_teacher_step(LINE, optimizer, config, caption_dropout=dropout)
 
-  _, metrics = _update(make, params, _null(), batch)
-  assert (float(metrics["loss"]) < 1e-3) == (dropout == 0)
+  for heard, words in said.items():
+    end = (1 + 0.5 * words).reshape(-1, 1, 1, 1, 1)
+    batch["latents"] = jnp.broadcast_to(end, batch["latents"].shape)
+    _, metrics = _update(make, params, null, batch)
+    assert (float(metrics["loss"]) < 1e-3) == (heard == dropout)
 
 
 def test_fake_score_fits_the_students_samples():
