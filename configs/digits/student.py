@@ -29,10 +29,10 @@ def get_config() -> ConfigDict:
       "score_optimizer": {"learning_rate": 6e-4, "warmup_steps": 10},
       "distill": {
         "num_steps": 4,
-        "grid_shift": 4.0,
+        "grid_shift": 5.0,
         "inputs": "simulate",
         "fresh_noise": 1.0,
-        "guidance": 2.0,
+        "guidance": 1.85,
         "vsd_weight": 1.0,
         "cd_weight": 0.5,
         "reward_weight": 0.0,
