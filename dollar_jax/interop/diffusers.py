@@ -7,12 +7,9 @@ vae/, text_encoder/    our codec and text encoder, under our class names
 recipe.json            how the model was made and how to sample it
 """
 
-import contextlib
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dollar_jax.diffusion.process import FlowProcess, Process, VPProcess
+from dollar_jax.diffusion.process import FlowProcess
 from dollar_jax.interop import convert
+from dollar_jax.interop.folders import read_json, replace_folder, write_json
 from dollar_jax.interop.keymaps import TRANSFORMERS, Architecture
+from dollar_jax.interop.schedulers import (
+  scheduler_from_json,
+  scheduler_to_json,
+)
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.linear_vae import LinearVAE
@@ -37,22 +39,6 @@ TEXT_WEIGHTS = "model"
 DTYPES = ("float32", "float16", "bfloat16")
 CODECS = {"LinearVAE": LinearVAE}
 TEXT_ENCODERS = {"WordEncoder": WordEncoder}
-
-TICKS = 1000
-"""Timesteps of every scheduler here, as `Denoiser.clock` counts them."""
-
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-BETAS = {
-  "linear": "linear",
-  "scaled_linear": "scaled_linear",
-  "cosine": "squaredcos_cap_v2",
-}
-SCHEDULERS = (
-  "FlowMatchEulerDiscreteScheduler",
-  "UniPCMultistepScheduler",
-  "CogVideoXDDIMScheduler",
-)
-"""Scheduler classes that can be read; the second with flow sigmas only."""
 
 
 def save(
@@ -92,7 +78,8 @@ def save(
     params, architecture.keymap(denoiser.config), _template(denoiser.module)
   )
   tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
-  scheduler = _scheduler_to_json(denoiser)
+  scheduler = scheduler_to_json(denoiser)
+  scheduler["_diffusers_version"] = DIFFUSERS_VERSION
   for part, known in ((codec, CODECS), (text_encoder, TEXT_ENCODERS)):
     if part is not None and type(part).__name__ not in known:
       raise ValueError(
@@ -106,7 +93,7 @@ def save(
       "strings, lists and dicts"
     ) from None
 
-  with _replace_folder(path) as folder:
+  with replace_folder(path) as folder:
     # parts of no diffusers class; its user passes None, or his own, for them
     absent = ("vae", "text_encoder", "tokenizer", "transformer_2")
     index = {
@@ -115,8 +102,8 @@ def save(
       "scheduler": ["diffusers", scheduler["_class_name"]],
       "transformer": ["diffusers", architecture.name],
     } | {name: [None, None] for name in absent}
-    _write_json(folder / "model_index.json", index)
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", index)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     config = architecture.to_json(denoiser.config)
     config["_diffusers_version"] = DIFFUSERS_VERSION
     parts = [("transformer", architecture.name, config, tensors, WEIGHTS)]
@@ -128,10 +115,10 @@ def save(
         kind = type(part).__name__
         parts.append((name, kind, part.config, part.arrays, stem))
     for name, kind, config, arrays, stem in parts:
-      _write_json(folder / name / "config.json", {"_class_name": kind} | config)
+      write_json(folder / name / "config.json", {"_class_name": kind} | config)
       convert.write_weights(folder / name / f"{stem}.safetensors", arrays)
     if recipe is not None:
-      _write_json(folder / "recipe.json", dict(recipe))
+      write_json(folder / "recipe.json", dict(recipe))
 
 
 def load(
@@ -164,11 +151,12 @@ def load(
   path = _check_source(path)
   alone = not (path / "transformer").is_dir()
   folder = path if alone else path / "transformer"
-  raw = _read_json(folder / "config.json")
+  raw = read_json(folder / "config.json")
   architecture = _known(raw, TRANSFORMERS, "transformer", folder)
   process, prediction, shift = FlowProcess(), "flow", 1.0
   if not alone:
-    process, prediction, shift = _scheduler_from_json(path / "scheduler")
+    file = path / "scheduler" / "scheduler_config.json"
+    process, prediction, shift = scheduler_from_json(read_json(file), file)
   weights = convert.read_weights(folder, WEIGHTS)
   try:
     config = architecture.from_json(raw, **model_options)
@@ -209,7 +197,7 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
     ValueError: if the folder is missing or the file is not JSON.
   """
   file = _check_source(path) / "recipe.json"
-  return _read_json(file) if file.exists() else {}
+  return read_json(file) if file.exists() else {}
 
 
 def _architecture(module: nn.Module) -> Architecture:
@@ -245,85 +233,13 @@ def _store(key: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
   return stored
 
 
-def _scheduler_to_json(denoiser: Denoiser) -> dict[str, Any]:
-  process, kind = denoiser.process, denoiser.prediction
-  common = {
-    "_diffusers_version": DIFFUSERS_VERSION,
-    "num_train_timesteps": TICKS,
-  }
-  if isinstance(process, FlowProcess) and kind == "flow":
-    return common | {
-      "_class_name": "FlowMatchEulerDiscreteScheduler",
-      "shift": float(denoiser.shift),
-    }
-  if (
-    isinstance(process, VPProcess)
-    and kind in PREDICTIONS
-    and denoiser.shift == 1.0
-    and process.num_train_timesteps == TICKS
-  ):
-    return common | {
-      "_class_name": "CogVideoXDDIMScheduler",
-      "beta_start": process.beta_start,
-      "beta_end": process.beta_end,
-      "beta_schedule": BETAS[process.beta_schedule],
-      "clip_sample": False,
-      "prediction_type": PREDICTIONS[kind],
-      "rescale_betas_zero_snr": process.zero_terminal_snr,
-      "snr_shift_scale": process.snr_shift_scale,
-      "timestep_spacing": "trailing",
-    }
-  raise ValueError(
-    f"no diffusers scheduler describes process {process} with prediction "
-    f"{kind!r} and time shift {denoiser.shift}; a flow process takes 'flow', a "
-    f"vp process of {TICKS} timesteps {sorted(PREDICTIONS)} and no shift"
-  )
-
-
-def _scheduler_from_json(folder: Path) -> tuple[Process, str, float]:
-  file = folder / "scheduler_config.json"
-  raw = _read_json(file)
-  name = raw.get("_class_name")
-  if name not in SCHEDULERS:
-    raise ValueError(
-      f"{file} names scheduler {name!r}; known are {', '.join(SCHEDULERS)}"
-    )
-  try:
-    if raw.get("num_train_timesteps", TICKS) != TICKS:
-      raise ValueError(f"num_train_timesteps must be {TICKS}")
-    if name == "CogVideoXDDIMScheduler":
-      kinds = {v: k for k, v in PREDICTIONS.items()}
-      betas = {v: k for k, v in BETAS.items()}
-      process = VPProcess(
-        beta_start=float(raw.get("beta_start", 0.00085)),
-        beta_end=float(raw.get("beta_end", 0.012)),
-        beta_schedule=betas[raw.get("beta_schedule", "scaled_linear")],
-        zero_terminal_snr=bool(raw.get("rescale_betas_zero_snr", False)),
-        snr_shift_scale=float(raw.get("snr_shift_scale", 3.0)),
-      )
-      return process, kinds[raw.get("prediction_type", "epsilon")], 1.0
-    if raw.get("use_dynamic_shifting"):
-      raise ValueError("use_dynamic_shifting is not supported")
-    key = "shift"
-    if name == "UniPCMultistepScheduler":
-      key = "flow_shift"
-      if raw.get("prediction_type") != "flow_prediction":
-        raise ValueError("prediction_type must be flow_prediction")
-    shift = float(raw.get(key, 1.0))
-    if not 0.0 < shift < float("inf"):
-      raise ValueError(f"{key}={shift} must be above 0")
-    return FlowProcess(), "flow", shift
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{file} cannot be used: {error}") from None
-
-
 def _load_part(
   path: str | os.PathLike, name: str, known: dict[str, type], stem: str
 ) -> Any:
   folder = _check_source(path) / name
   if not folder.is_dir():
     raise ValueError(f"{path} has no {name}/; save the model with one")
-  config = _read_json(folder / "config.json")
+  config = read_json(folder / "config.json")
   kind = _known(config, known, name, folder)
   stored = convert.read_weights(folder, stem)
   arrays = {key: np.asarray(tensor) for key, tensor in stored.items()}
@@ -372,54 +288,3 @@ def _check_target(path: Path) -> None:
     raise ValueError(
       f"{path} holds other files than a model; give a new or empty folder"
     )
-
-
-@contextlib.contextmanager
-def _replace_folder(path: Path) -> Iterator[Path]:
-  """Gives a new folder that takes the place of `path` if all goes well."""
-  tag = secrets.token_hex(4)
-  fresh = path.with_name(f".{path.name}.{tag}.new")
-  old = path.with_name(f".{path.name}.{tag}.old")
-  try:
-    fresh.mkdir(parents=True)
-    yield fresh
-    for file in fresh.rglob("*"):  # some file systems report a full disk late
-      if file.is_file():
-        with open(file, "rb") as handle:
-          os.fsync(handle.fileno())
-    if path.exists():
-      path.rename(old)
-    try:
-      fresh.rename(path)
-    except OSError:
-      if old.exists():
-        old.rename(path)
-      raise
-  except OSError as error:
-    reason = error.strerror or error
-    failure = OSError(
-      f"could not save the model to {path}: {reason}; nothing "
-      "there was changed: make room or choose another place"
-    )
-    failure.errno = error.errno
-    raise failure from error
-  finally:
-    shutil.rmtree(fresh, ignore_errors=True)
-  shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-  file.parent.mkdir(exist_ok=True)
-  file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-  if not file.is_file():
-    raise ValueError(f"{file} is missing; copy or export the model again")
-  try:
-    content = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise ValueError(f"{file} is not JSON ({error}); copy it again") from None
-  if type(content) is not dict:
-    raise ValueError(f"{file} holds no JSON object; copy it again")
-  return content

@@ -15,7 +15,6 @@ from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.labels import (
-  LabelBuffer,
   LabelCounts,
   LabelledBatch,
   Labeller,
@@ -23,6 +22,7 @@ from dollar_jax.train.labels import (
 )
 from dollar_jax.train.loop import Batches, named_key
 from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.replay import LabelBuffer
 from dollar_jax.train.reward_step import make_reward_step
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student
