@@ -304,6 +304,9 @@ def _report(
   _flush_stdout()
   if error is not None and os.environ.get("DOLLAR_TRACEBACK"):
     traceback.print_exception(error)
+  if error is not None:
+    # progress bars that it holds open would else close, and print, after it
+    traceback.clear_frames(error.__traceback__)
   name = f"dollar {command}".rstrip()
   print(f"{name}: error: {text}", file=sys.stderr, flush=True)
   return code

@@ -18,6 +18,7 @@ A dish needs a config.
 
 from absl import flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file("config", None, "The dish.", FLAGS)
@@ -42,6 +43,10 @@ def main(flags):
     raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
   if flags.workdir == "other":
     raise ModuleNotFoundError("No module named 'x'", name="x")
+  if flags.workdir == "bar":
+    for bun in tqdm(range(3)):
+      if bun == 1:
+        raise ValueError("the oven is cold")
   print(flags.workdir, flags.steps, flags.hot, flags.pan)
   if flags.config:
     print(flags.config.rate, flags.config.model.width, flags.config.model.deep)
@@ -237,6 +242,12 @@ NO_TORCH = (
 def test_faults_of_the_user_end_in_one_line(dollar, fault, code, sentence):
   expected = (code, "", f"dollar cook: error: {sentence}\n")
   assert dollar(f"cook --workdir={fault}") == expected
+
+
+def test_progress_bars_end_before_the_sentence(dollar):
+  _, _, err = dollar("cook --workdir=bar")
+  assert "1/3" in err
+  assert err.splitlines()[-1] == "dollar cook: error: the oven is cold"
 
 
 def test_traceback_on_demand_comes_before_the_line(dollar, monkeypatch):

@@ -115,7 +115,8 @@ def read_folder(folder: str) -> tuple[list[np.ndarray], list[str]]:
     ValueError: if there is none, or one cannot be read.
   """
   videos = list_videos(folder)
-  bar = tqdm(videos, desc=f"read {Path(folder).name}", unit="video")
+  # None: where stderr is no terminal
+  bar = tqdm(videos, f"read {Path(folder).name}", unit="video", disable=None)
   return [read_video(file)[0] for file, _ in bar], [p for _, p in videos]
 
 
@@ -137,9 +138,8 @@ def score_rewards(
   out = {}
   for reward in rewards:
     values, failed = [], 0
-    for clip, prompt in zip(
-      tqdm(clips, desc=reward.name, unit="video"), prompts, strict=True
-    ):
+    bar = tqdm(clips, reward.name, unit="video", disable=None)
+    for clip, prompt in zip(bar, prompts, strict=True):
       value, failures = score(reward, clip[None], [prompt])
       values.append(float(value[0]))
       failed += failures.count
@@ -169,19 +169,19 @@ def main(values: flags.FlagValues) -> None:
     "prompts": len(set(prompts)),
     "rewards": score_rewards(values.rewards, clips, prompts),
   }
-  known = set(moving_digits.all_captions())
-  if is_digits(clips) and set(prompts) <= known:
-    panel, reference = DigitsPanel(), None
-    if values.reference:
-      real, _ = read_folder(values.reference)
-      reference = panel.judge.features(np.stack(real))
-    result |= panel(np.stack(clips), prompts, reference)
-  elif values.reference:
+  judged = is_digits(clips) and set(prompts) <= set(
+    moving_digits.all_captions()
+  )
+  if values.reference and not judged:
     raise ValueError(
       f"--reference needs a feature extractor, and {values.videos} holds no "
       "clips of the digits model (8 frames of 32x32 with its captions); leave "
       "--reference out"
     )
+  if judged and len(set(prompts)) == len(prompts):
+    print("Fréchet distance and the like need two clips of a caption or more")
+  elif judged:
+    result |= _judge_digits(clips, prompts, values.reference)
   out = Path(values.out)
   out.parent.mkdir(parents=True, exist_ok=True)
   part = out.with_name(f".{out.name}.part")
@@ -189,6 +189,21 @@ def main(values: flags.FlagValues) -> None:
   os.replace(part, out)
   for name, value in _rows(result):
     print(f"{name:32} {value}")
+
+
+def _judge_digits(
+  clips: list[np.ndarray], prompts: list[str], folder: str | None
+) -> dict[str, Any]:
+  panel, reference = DigitsPanel(), None
+  if folder:
+    real, _ = read_folder(folder)
+    if not is_digits(real):
+      raise ValueError(
+        f"--reference={folder} holds clips of another size than the digits "
+        "model's (8 frames of 32x32)"
+      )
+    reference = panel.judge.features(np.stack(real))
+  return panel(np.stack(clips), prompts, reference)
 
 
 def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
