@@ -10,30 +10,21 @@ that training never sees, and writes report.html and metrics.json. What is
 finished in the workdir is not done again.
 """
 
-import dataclasses
 import json
-import runpy
 import time
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from dollar_jax.data import moving_digits
 from dollar_jax.evaluation import intervals
-from dollar_jax.interop.pipeline import Pipeline
-from dollar_jax.programs.demo_report import (
+from dollar_jax.programs._demo_report import (
   write_ablation_report,
   write_demo_report,
 )
-from dollar_jax.programs.evaluate import DigitsPanel
-from dollar_jax.rewards.base import get_reward
-from dollar_jax.train import metrics as metrics_log
-from dollar_jax.train.config import TrainConfig, from_config_dict
-from dollar_jax.train.runs import open_model, train
+from dollar_jax.programs._demo_stages import REWARD, Demo, last_spearman
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -66,18 +57,14 @@ flags.DEFINE_float(
   flag_values=FLAGS,
 )
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
 FEW_STEPS = 4
 FEWER_STEPS = {"cd_warmup": 100, "score_warmup": 60, "time_low": 0.4}
 """Below `FEW_STEPS`, a student that starts as the teacher is so far from the
 data that VSD collapses it: consistency comes first, and then VSD at the noisier
 score times, at which the two distributions overlap."""
 FEWER_STEPS_UPDATES = 160
-REWARD = "jpeg_compressibility"
 STUDENT_STEPS = (4, 2, 1)
 TEACHER_GUIDANCE = 2.0
-TIMED_BATCH, TIMED_ROUNDS = 64, 5
-REAL_SEED = 2  # the panel's reference has another
 ABLATION = {
   "VSD": {"cd_weight": 0.0},
   "CD": {"vsd_weight": 0.0},
@@ -85,150 +72,6 @@ ABLATION = {
   "VSD+LRM": {"cd_weight": 0.0},
   "VSD+CD+LRM": {},
 }
-
-
-def read_config(name: str, scale: float, **changes: Any) -> TrainConfig:
-  """A config of configs/digits, its work cut to `scale`, with changes.
-
-  Args:
-    name: the file's stem.
-    scale: share of updates, warm-up labels and the like to keep.
-    **changes: entries of the config; those of `distill` and `optimizer` are
-      given as dicts.
-
-  Raises:
-    ValueError: if the configs are not there.
-  """
-  file = CONFIGS / f"{name}.py"
-  if not file.exists():
-    raise ValueError(
-      f"{file} is missing; the demo runs from a checkout of the repository"
-    )
-  values = runpy.run_path(str(file))["get_config"]().to_dict()
-  for key, change in changes.items():
-    if isinstance(change, dict):
-      values[key] = values.get(key, {}) | change
-    else:
-      values[key] = change
-  config = from_config_dict(values)
-
-  def cut(count: int) -> int:
-    return max(int(count * scale), 1)
-
-  def cut_warmup(optimizer: Any) -> Any:
-    return dataclasses.replace(
-      optimizer, warmup_steps=int(optimizer.warmup_steps * scale)
-    )
-
-  steps = cut(config.steps)
-  log_every = min(config.log_every, steps)
-  refresh = cut(config.reward.every)
-  return dataclasses.replace(
-    config,
-    steps=steps,
-    log_every=log_every,
-    optimizer=cut_warmup(config.optimizer),
-    score_optimizer=cut_warmup(config.score_optimizer),
-    distill=dataclasses.replace(
-      config.distill,
-      cd_warmup=int(config.distill.cd_warmup * scale),
-      score_warmup=int(config.distill.score_warmup * scale),
-    ),
-    reward=dataclasses.replace(
-      config.reward,
-      every=-(-refresh // log_every) * log_every,
-      warmup_labels=cut(config.reward.warmup_labels),
-      warmup_steps=cut(config.reward.warmup_steps),
-    ),
-  )
-
-
-class Demo:
-  """The stages of the demo, each kept in its own folder of the workdir.
-
-  Attributes:
-    workdir: the demo's folder.
-    teacher: the model everything starts from.
-    prompts: what is sampled to be judged, every caption equally often.
-  """
-
-  def __init__(self, workdir: str, samples: int, scale: float):
-    """Opens teacher and judge.
-
-    Args:
-      workdir: the demo's folder; made if needed.
-      samples: clips judged a model.
-      scale: share of the configured work to spend.
-    """
-    self.workdir, self._scale = Path(workdir), scale
-    self.workdir.mkdir(parents=True, exist_ok=True)
-    captions = moving_digits.all_captions()
-    self.prompts = [captions[i % len(captions)] for i in range(samples)]
-    self._panel = DigitsPanel()
-    self.teacher, self._teacher_name = open_model("embedded"), "embedded"
-
-  def train_teacher(self) -> None:
-    """Trains the teacher anew and uses it from here on."""
-    self.teacher = self._train("teacher", read_config("teacher", self._scale))
-    self._teacher_name = str(self.workdir / "teacher" / "model")
-
-  def distil(self, name: str, **changes: Any) -> Pipeline:
-    """Trains a student by configs/digits/student.py with changes."""
-    changes = {"teacher": self._teacher_name} | changes
-    return self._train(name, read_config("student", self._scale, **changes))
-
-  def tune(self, name: str, student: str, **changes: Any) -> Pipeline:
-    """Tunes the student of another stage by configs/digits/reward.py."""
-    changes = {"teacher": self._teacher_name} | changes
-    changes["student"] = str(self.workdir / student)
-    return self._train(name, read_config("reward", self._scale, **changes))
-
-  def _train(self, name: str, config: TrainConfig) -> Pipeline:
-    print(f"{name}:", flush=True)
-    folder = str(self.workdir / name)
-    return train(config, folder, data_folder=str(self.workdir / "data"))
-
-  def judge_real(self) -> dict[str, Any]:
-    """The row of as many real clips that nothing was trained on."""
-    real = moving_digits.make_clips("test", len(self.prompts), REAL_SEED)
-    rewards = np.asarray(get_reward(REWARD)(real.frames, real.captions))
-    row = self._panel(real.frames, real.captions)
-    return row | {"true_reward": float(rewards.mean())}
-
-  def judge(
-    self, name: str, model: Pipeline, seed: int = 0
-  ) -> tuple[dict[str, Any], np.ndarray]:
-    """Samples a model and judges its clips.
-
-    Returns:
-      (a row of the table, the clips uint8 [N, F, H, W, 3]).
-    """
-    clips = model.generate(self.prompts, seed)
-    rewards = np.asarray(get_reward(REWARD)(clips, self.prompts))
-    row = {
-      "name": name,
-      "steps": model.recipe.steps,
-      "network_evaluations": model.recipe.network_evaluations,
-      **self._panel(clips, self.prompts),
-      "true_reward": float(rewards.mean()),
-      "true_reward_error": intervals.standard_error(rewards),
-    }
-    return row, clips
-
-  def time(self, models: dict[str, Pipeline]) -> dict[str, float]:
-    """Seconds a video, noise to pixels, medians of alternating rounds."""
-    text, mask = self.teacher.encode(self.prompts[:TIMED_BATCH])
-    names = [str(i) for i in range(TIMED_BATCH)]
-    decode = jax.jit(self.teacher.codec.decode)
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for turn in tqdm(range(TIMED_ROUNDS + 1), desc="time the samplers"):
-      for name, model in models.items():
-        noises = jax.block_until_ready(model.draw_noise(names, turn))
-        start = time.perf_counter()
-        jax.block_until_ready(decode(model.sample_latents(text, mask, noises)))
-        if turn:  # the first round compiles
-          seconds[name].append(time.perf_counter() - start)
-    return {k: float(np.median(v)) / TIMED_BATCH for k, v in seconds.items()}
 
 
 def run_demo(demo: Demo) -> dict[str, Any]:
@@ -299,6 +142,9 @@ def run_ablation(demo: Demo, seeds: int) -> dict[str, Any]:
     "seeds": seeds,
     "settings": [summarise(name, runs) for name, runs in rows.items()],
     "runs": rows,
+    "reward_gains": [
+      reward_gain(rows, name, f"{name}+LRM") for name in ("VSD", "VSD+CD")
+    ],
     "wall_seconds": time.perf_counter() - began,
   }
   write_ablation_report(demo.workdir, result)
@@ -317,14 +163,32 @@ def summarise(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
   return out
 
 
-def last_spearman(folder: Path) -> float:
-  """Rank correlation of latent and true reward on the last fresh samples."""
-  found = [
-    row["lrm_spearman"]
-    for row in metrics_log.read(str(folder))
-    if "lrm_spearman" in row
-  ]
-  return found[-1]
+def reward_gain(
+  rows: dict[str, list[dict[str, Any]]], before: str, after: str
+) -> dict[str, Any]:
+  """How much more true reward the runs of one setting have than another's.
+
+  Args:
+    rows: setting → its runs, in the same order of seeds, each with
+      "true_reward" and the "true_reward_error" of its clips.
+    before: the setting without the reward.
+    after: the setting with it.
+
+  Returns:
+    The mean gain over the seeds, its standard error from the clips of all
+    seeds, and the gain in such errors.
+  """
+  pairs = list(zip(rows[before], rows[after], strict=True))
+  gain = np.mean([b["true_reward"] - a["true_reward"] for a, b in pairs])
+  errors = [row["true_reward_error"] for pair in pairs for row in pair]
+  error = np.linalg.norm(errors) / len(pairs)
+  return {
+    "before": before,
+    "after": after,
+    "gain": float(gain),
+    "standard_error": float(error),
+    "gain_in_standard_errors": float(gain / error),
+  }
 
 
 def main(values: flags.FlagValues) -> None:

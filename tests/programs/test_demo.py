@@ -7,7 +7,8 @@ import re
 import pytest
 
 from dollar_jax import cli
-from dollar_jax.programs import demo
+from dollar_jax.programs import _demo_stages, demo
+from dollar_jax.programs._demo_report import write_ablation_report
 
 # the first test carries every compilation
 pytestmark = pytest.mark.timeout(1200)
@@ -31,11 +32,11 @@ FLAGS = ["--samples=80", "--scale=0.01"]
 @pytest.fixture(scope="module")
 def short():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(demo, "TIMED_ROUNDS", 1)
+    patch.setattr(_demo_stages, "TIMED_ROUNDS", 1)
     patch.setattr(demo, "STUDENT_STEPS", (4, 1))
     # scanned blocks compile in a quarter of the time
-    read = functools.partial(demo.read_config, scan=True)
-    patch.setattr(demo, "read_config", read)
+    read = functools.partial(_demo_stages.read_config, scan=True)
+    patch.setattr(_demo_stages, "read_config", read)
     yield patch
 
 
@@ -103,3 +104,46 @@ def test_summary_over_seeds_is_mean_and_standard_error():
   row = demo.summarise("x", runs)
   assert row["frechet"] == 2.0
   assert row["frechet_seed_error"] == pytest.approx(1 / 3**0.5)
+
+
+def test_reward_gain_is_in_errors_of_all_clips():
+  def runs(*rewards):
+    return [{"true_reward": r, "true_reward_error": 0.1} for r in rewards]
+
+  rows = {"A": runs(0.0, 1.0), "B": runs(1.0, 3.0)}
+  found = demo.reward_gain(rows, "A", "B")
+  assert found["gain"] == pytest.approx(1.5)
+  # four means of error 0.1 in two differences: sqrt(2) 0.1 each, halved by 2
+  assert found["standard_error"] == pytest.approx(0.1)
+  assert found["gain_in_standard_errors"] == pytest.approx(15)
+
+
+def test_only_commands_are_listed(capsys):
+  assert cli.main(["--help"]) == 0
+  assert "demo_" not in capsys.readouterr().out
+
+
+def test_ablation_report_has_a_row_for_every_setting(tmp_path):
+  def run(name, reward):
+    row = {
+      "name": name,
+      "steps": 4,
+      "frechet": 1.25,
+      "true_reward": reward,
+      "true_reward_error": 0.01,
+    }
+    return row | ({"lrm_spearman": 0.9} if "LRM" in name else {})
+
+  settings = ["teacher", *demo.ABLATION]
+  runs = {n: [run(n, i), run(n, i + 0.5)] for i, n in enumerate(settings)}
+  result = {
+    "seeds": 2,
+    "settings": [demo.summarise(n, rows) for n, rows in runs.items()],
+    "reward_gains": [demo.reward_gain(runs, "VSD", "VSD+LRM")],
+  }
+  write_ablation_report(tmp_path, result)
+  table = (tmp_path / "table.md").read_text().splitlines()
+  assert [line.split("|")[1].strip() for line in table[2:]] == settings
+  assert "1.250 ± 0.000" in table[2]
+  assert table[-1].endswith("| 0.900 ± 0.000 |")
+  assert "gain in standard errors" in (tmp_path / "report.html").read_text()

@@ -34,6 +34,13 @@ _QUALITY = {
   "one_digit": "keeps one digit",
   "true_reward": "true reward (−kB of JPEG)",
 }
+_GAIN = {
+  "before": "setting",
+  "after": "with the reward",
+  "gain": "gain of true reward",
+  "standard_error": "standard error",
+  "gain_in_standard_errors": "gain in standard errors",
+}
 _SPEED = {
   "name": "model",
   "network_evaluations": "network evaluations",
@@ -173,7 +180,12 @@ def write_ablation_report(workdir: Path, result: Mapping[str, Any]) -> None:
             rows,
             columns,
             f"Mean ± standard error over {result['seeds']} seeds.",
-          )
+          ),
+          Table(
+            result["reward_gains"],
+            _GAIN,
+            "Errors are those of the clips of all seeds.",
+          ),
         ],
       ),
       Section("Setting", [Code(_versions())]),
