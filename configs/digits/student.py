@@ -2,7 +2,9 @@
 
   dollar train --config=configs/digits/student.py --workdir=runs/student
 
-One step: add --config.distill.num_steps=1.
+One step: add --config.distill.num_steps=1 --config.distill.time_low=0.4.
+Consistency alone comes first, and the fake score learns where the student then
+is: VSD starts from clips that overlap the teacher's.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ def get_config() -> ConfigDict:
       "task": "distill",
       "teacher": "embedded",
       "student": "",
-      "steps": 200,
+      "steps": 220,
       "seed": 0,
       "log_every": 5,
       "scan": False,
@@ -32,11 +34,13 @@ def get_config() -> ConfigDict:
         "grid_shift": 5.0,
         "inputs": "simulate",
         "fresh_noise": 1.0,
-        "guidance": 1.85,
+        "guidance": 2.0,
         "vsd_weight": 1.0,
         "cd_weight": 0.5,
         "reward_weight": 0.0,
         "score_steps": 5,
+        "cd_warmup": 100,
+        "score_warmup": 60,
         "cd_grid": 50,
         "cd_jump": 5,
         "huber": 0.05,

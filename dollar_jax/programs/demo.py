@@ -58,16 +58,15 @@ flags.DEFINE_float(
 )
 
 FEW_STEPS = 4
-FEWER_STEPS = {"cd_warmup": 100, "score_warmup": 60, "time_low": 0.4}
-"""Below `FEW_STEPS`, a student that starts as the teacher is so far from the
-data that VSD collapses it: consistency comes first, and then VSD at the noisier
-score times, at which the two distributions overlap."""
-FEWER_STEPS_UPDATES = 160
+FEWER_STEPS = {"time_low": 0.4}
+"""Below `FEW_STEPS`, a student's clips are so far from the teacher's that the
+two distributions overlap at the noisier score times only."""
+FEWER_STEPS_UPDATES = 180
 STUDENT_STEPS = (4, 2, 1)
 TEACHER_GUIDANCE = 2.0
 ABLATION = {
-  "VSD": {"cd_weight": 0.0},
-  "CD": {"vsd_weight": 0.0},
+  "VSD": {"cd_weight": 0.0, "cd_warmup": 0},
+  "CD": {"vsd_weight": 0.0, "cd_warmup": 0},
   "VSD+CD": {},
   "VSD+LRM": {"cd_weight": 0.0},
   "VSD+CD+LRM": {},

@@ -40,6 +40,8 @@ DISTILL = SHORT | {
   "score_optimizer.warmup_steps": 0,
   "distill.num_steps": 2,
   "distill.score_steps": 2,
+  "distill.cd_warmup": 0,
+  "distill.score_warmup": 0,
 }
 REWARD = DISTILL | {
   "student": "",
