@@ -16,6 +16,7 @@ import einops
 import flax.linen as nn
 import numpy as np
 
+from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
 from dollar_jax.models.wan import WanConfig, WanTransformer
 
 SAME = ""
@@ -28,6 +29,18 @@ TABLE = {"": ("", "1 n d -> n d")}
 PATCHES = {  # a Conv3d whose stride is its kernel, ours a linear map of patches
   "weight": ("kernel", "n c pt ph pw -> (pt ph pw c) n"),
   "bias": ("bias", SAME),
+}
+FRAME_PATCHES = {  # the same as a Conv2d
+  "weight": ("kernel", "n c ph pw -> (ph pw c) n"),
+  "bias": ("bias", SAME),
+}
+FLAT_PATCHES = {  # the same as a Linear over channels first
+  "weight": ("kernel", "n (c pt ph pw) -> (pt ph pw c) n"),
+  "bias": ("bias", SAME),
+}
+PIXELS = {  # a Linear whose outputs are a patch, channels first
+  "weight": ("kernel", "(c pt ph pw) m -> m (pt ph pw c)"),
+  "bias": ("bias", "(c pt ph pw) -> (pt ph pw c)"),
 }
 
 WAN = (
@@ -59,6 +72,27 @@ WAN = (
 
 WAN_CROSS_ATTENTION_NORM = (("blocks.{i}.norm2", "{block}/norm2", LAYER_NORM),)
 """Rows of a Wan transformer whose config has `cross_attn_norm`."""
+
+COGVIDEOX = (
+  ("patch_embed.text_proj", "text_proj", LINEAR),
+  ("time_embedding.linear_1", "time_embedder/up", LINEAR),
+  ("time_embedding.linear_2", "time_embedder/down", LINEAR),
+  ("norm_final", "norm_final", LAYER_NORM),
+  ("norm_out.linear", "norm_out_linear", LINEAR),
+  ("norm_out.norm", "norm_out", LAYER_NORM),
+  ("proj_out", "proj_out", PIXELS),
+  ("transformer_blocks.{i}.norm1.linear", "{block}/norm1/linear", LINEAR),
+  ("transformer_blocks.{i}.norm1.norm", "{block}/norm1/norm", LAYER_NORM),
+  ("transformer_blocks.{i}.norm2.linear", "{block}/norm2/linear", LINEAR),
+  ("transformer_blocks.{i}.norm2.norm", "{block}/norm2/norm", LAYER_NORM),
+  ("transformer_blocks.{i}.attn1.norm_q", "{block}/attn1/norm_q", LAYER_NORM),
+  ("transformer_blocks.{i}.attn1.norm_k", "{block}/attn1/norm_k", LAYER_NORM),
+  ("transformer_blocks.{i}.attn1.to_out.0", "{block}/attn1/to_out", LINEAR),
+  ("transformer_blocks.{i}.ff.net.0.proj", "{block}/ff/up", LINEAR),
+  ("transformer_blocks.{i}.ff.net.2", "{block}/ff/down", LINEAR),
+)
+"""diffusers' `CogVideoXTransformer3DModel` ⇄
+`models.cogvideox.CogVideoXTransformer`; see `cogvideox_keymap`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +208,28 @@ def wan_keymap(config: WanConfig) -> Keymap:
   )
 
 
+def cogvideox_keymap(config: CogVideoXConfig) -> Keymap:
+  """The keymap of a CogVideoX transformer of this config."""
+  weight_only = {"weight": LINEAR["weight"]}
+  patches = FRAME_PATCHES if config.patch_size_t is None else FLAT_PATCHES
+  if not config.has_patch_bias:
+    patches = {"weight": patches["weight"]}
+  projection = LINEAR if config.attention_bias else weight_only
+  table = (("patch_embed.proj", "patch_embed", patches), *COGVIDEOX)
+  for name in ("to_q", "to_k", "to_v"):
+    prefix = f"attn1.{name}", f"attn1/{name}"
+    row = f"transformer_blocks.{{i}}.{prefix[0]}", f"{{block}}/{prefix[1]}"
+    table = (*table, (*row, projection))
+  frames, rows, columns = config.patch
+  return make_keymap(
+    "CogVideoXTransformer3DModel",
+    table,
+    config.num_layers,
+    config.scan,
+    {"pt": frames, "ph": rows, "pw": columns},
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
   """How one diffusers transformer class maps to ours.
@@ -187,6 +243,7 @@ class Architecture:
     ours: config fields that config.json does not hold.
     fixed: fields of config.json that must have this value, and are written.
     ignored: fields of config.json that change no number, as they are written.
+    optional: fields that older config.json files lack, with their defaults.
   """
 
   name: str
@@ -197,6 +254,7 @@ class Architecture:
   ours: tuple[str, ...]
   fixed: Mapping[str, Any]
   ignored: Mapping[str, Any]
+  optional: tuple[str, ...] = ()
 
   def to_json(self, config: Any) -> dict[str, Any]:
     """The fields of config.json for one of our configs."""
@@ -225,6 +283,7 @@ class Architecture:
     for field in self.ours:
       del kinds[field]
     raw = {k: v for k, v in raw.items() if not k.startswith("_")}
+    raw = {k: kinds[k] for k in self.optional} | raw
     missing = sorted(kinds.keys() - raw.keys())
     if missing:
       raise ValueError(f"config.json of {self.name} lacks {missing}")
@@ -247,6 +306,8 @@ def _parse(field: str, value: Any, like: Any) -> Any:
     good = isinstance(value, list | tuple) and len(value) == len(like)
     good = good and all(type(item) is int and item > 0 for item in value)
     value = tuple(value) if good else value
+  elif like is None:
+    good = value is None or (type(value) is int and value > 0)
   elif type(like) is int:
     good = type(value) is int and value > 0
   elif type(like) is float:
@@ -275,6 +336,25 @@ TRANSFORMERS = {
       "pos_embed_seq_len": None,
     },
     ignored={"rope_max_seq_len": 1024},  # a table's length; ours has no table
-  )
+  ),
+  "CogVideoXTransformer3DModel": Architecture(
+    name="CogVideoXTransformer3DModel",
+    pipeline="CogVideoXPipeline",
+    module=CogVideoXTransformer,
+    config=CogVideoXConfig,
+    keymap=cogvideox_keymap,
+    ours=("dtype", "remat", "scan"),
+    fixed={
+      "activation_fn": "gelu-approximate",
+      "timestep_activation_fn": "silu",
+      "flip_sin_to_cos": True,
+      "freq_shift": 0,
+      "norm_elementwise_affine": True,
+      "ofs_embed_dim": None,
+      "use_learned_positional_embeddings": False,
+    },
+    ignored={"dropout": 0.0},
+    optional=("patch_size_t", "patch_bias"),
+  ),
 }
 """Transformer classes that can be read and written, by diffusers' name."""
