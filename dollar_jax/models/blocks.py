@@ -27,7 +27,9 @@ def check_remat(name: str) -> None:
     raise ValueError(f"remat is {name!r}; use one of {known}")
 
 
-def repeat_blocks(block: type[nn.Module], config: Any, h: Array, *inputs: Any):
+def repeat_blocks(
+  block: type[nn.Module], config: Any, h: Array, *inputs: Any
+) -> Array:
   """Runs `num_layers` blocks, as `remat` and `scan` of the config say.
 
   Call it inside a module's `__call__`: the parameters are that module's, under
