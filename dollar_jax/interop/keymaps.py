@@ -17,6 +17,7 @@ import flax.linen as nn
 import numpy as np
 
 from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
+from dollar_jax.models.cogvideox_vae import CogVideoXVAEConfig
 from dollar_jax.models.wan import WanConfig, WanTransformer
 from dollar_jax.models.wan_vae import WanVAEConfig
 
@@ -327,6 +328,54 @@ def wan_vae_keymap(config: WanVAEConfig) -> Keymap:
       )
       width = width if config.is_residual else factor
   return make_keymap("AutoencoderKLWan", tuple(table), 0, False, {})
+
+
+def cogvideox_vae_keymap(config: CogVideoXVAEConfig) -> Keymap:
+  """The keymap of a CogVideoX autoencoder: "encoder" and "decoder"."""
+  spatial = (
+    ("norm_layer", "norm_layer", LAYER_NORM),
+    ("conv_y.conv", "conv_y", POINTWISE_3D),
+    ("conv_b.conv", "conv_b", POINTWISE_3D),
+  )
+  plain = (("", "norm_layer", LAYER_NORM),)
+  table: list[tuple[str, str, Mapping]] = []
+
+  def add(theirs: str, ours: str, rows: Sequence) -> None:
+    table.extend(
+      (f"{theirs}.{t}".rstrip("."), f"{ours}/{o}", kind) for t, o, kind in rows
+    )
+
+  def add_resnet(theirs: str, ours: str, changes: bool) -> None:
+    norm = plain if theirs.startswith("encoder") else spatial
+    for i in (1, 2):
+      add(f"{theirs}.norm{i}", f"{ours}/norm{i}", norm)
+      add(theirs, ours, [(f"conv{i}.conv", f"conv{i}/conv", CONV_3D)])
+    if changes:
+      add(theirs, ours, [("conv_shortcut", "conv_shortcut", POINTWISE_3D)])
+
+  add("encoder", "encoder", [("norm_out", "norm_out", LAYER_NORM)])
+  add("decoder.norm_out", "decoder/norm_out", spatial)
+  widths = config.block_out_channels
+  for part, level, kinds, sizes, layers in (
+    ("encoder", "down", "downsamplers", widths, config.layers_per_block),
+    ("decoder", "up", "upsamplers", widths[::-1], config.layers_per_block + 1),
+  ):
+    for name in ("conv_in", "conv_out"):
+      add(part, part, [(f"{name}.conv", f"{name}/conv", CONV_3D)])
+    for j in range(2):
+      theirs = f"{part}.mid_block.resnets.{j}"
+      add_resnet(theirs, f"{part}/mid_resnet_{j}", False)
+    width = sizes[0]
+    for i, size in enumerate(sizes):
+      block = f"{part}.{level}_blocks.{i}"
+      for j in range(layers):
+        ours = f"{part}/{level}_{i}_resnet_{j}"
+        add_resnet(f"{block}.resnets.{j}", ours, width != size)
+        width = size
+      if i < len(sizes) - 1:
+        rows = [(f"{kinds}.0.conv", f"{level}_{i}_sample/conv", FRAME_CONV)]
+        add(block, part, rows)
+  return make_keymap("AutoencoderKLCogVideoX", tuple(table), 0, False, {})
 
 
 @dataclasses.dataclass(frozen=True)
