@@ -7,14 +7,21 @@ modulation and time embedding stay in float32 whatever `dtype` is.
 """
 
 import dataclasses
+import math
 
 import einops
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dollar_jax.models.attention import attention
+from dollar_jax.models.blocks import (
+  check_remat,
+  repeat_blocks,
+  to_tokens,
+  to_video,
+  token_grid,
+)
 from dollar_jax.models.layers import (
   MLP,
   Dense,
@@ -25,13 +32,6 @@ from dollar_jax.models.layers import (
 )
 from dollar_jax.models.rope import rotate, wan_rotary
 from dollar_jax.typing import Array
-
-REMAT_POLICIES = {
-  "full": None,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-}
-"""Named rematerialisation policies; "none" keeps every activation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class WanConfig:
       (True) or is absent (False).
     eps: epsilon of every norm.
     dtype: compute type, "float32" or "bfloat16" (ours).
-    remat: "none" or a name in `REMAT_POLICIES` (ours).
+    remat: "none" or a name in `blocks.REMAT_POLICIES` (ours).
     scan: whether blocks run under `nn.scan`, stacked parameters (ours).
   """
 
@@ -77,11 +77,7 @@ class WanConfig:
         f"attention_head_dim is {self.attention_head_dim}; rotary positions "
         "need an even number of at least 6"
       )
-    if self.remat != "none" and self.remat not in REMAT_POLICIES:
-      raise ValueError(
-        f"remat is {self.remat!r}; use one of "
-        f"{['none', *sorted(REMAT_POLICIES)]}"
-      )
+    check_remat(self.remat)
 
   @property
   def width(self) -> int:
@@ -201,17 +197,11 @@ class WanTransformer(nn.Module):
     """
     c = self.config
     dtype = jnp.dtype(c.dtype)
-    grid = _token_grid(x.shape, c)
+    grid = token_grid(x.shape, c.patch_size, c.in_channels)
     if text_mask is not None:
       text = jnp.where(text_mask[..., None], text, 0.0)
 
-    h = einops.rearrange(
-      x,
-      "b (t i) (h j) (w k) c -> b (t h w) (i j k c)",
-      i=c.patch_size[0],
-      j=c.patch_size[1],
-      k=c.patch_size[2],
-    )
+    h = to_tokens(x, c.patch_size)
     h = Dense(c.width, ("patch", "embed"), dtype, name="patch_embedding")(h)
 
     wave = sinusoidal_embedding(clock, c.freq_dim)
@@ -220,7 +210,7 @@ class WanTransformer(nn.Module):
     modulation = modulation.reshape(-1, 6, c.width)
     text = MLP(c.width, c.width, "gelu", dtype, name="text_embedder")(text)
     rotary = wan_rotary(grid, c.attention_head_dim)
-    h = self._blocks(h, text, modulation, rotary)
+    h = repeat_blocks(Block, c, h, text, modulation, rotary)
 
     table = self.param(
       "scale_shift_table",
@@ -231,61 +221,6 @@ class WanTransformer(nn.Module):
     )
     shift, scale = jnp.split(table + time[:, None], 2, axis=1)
     h = (layer_norm(h, c.eps) * (1.0 + scale) + shift).astype(dtype)
-    out = c.out_channels * _patch_volume(c)
+    out = c.out_channels * math.prod(c.patch_size)
     h = Dense(out, ("embed", "patch"), dtype, name="proj_out")(h)
-    h = einops.rearrange(
-      h,
-      "b (t h w) (i j k c) -> b (t i) (h j) (w k) c",
-      t=grid[0],
-      h=grid[1],
-      w=grid[2],
-      i=c.patch_size[0],
-      j=c.patch_size[1],
-      k=c.patch_size[2],
-    )
-    return h.astype(jnp.float32)
-
-  def _blocks(
-    self, h: Array, text: Array, modulation: Array, rotary: tuple
-  ) -> Array:
-    c = self.config
-    block = Block
-    if c.remat != "none":
-      block = nn.remat(
-        block, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan
-      )
-    if c.scan:
-      stack = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=c.num_layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-      )
-      return stack(c, name="blocks")(h, text, modulation, rotary)[0]
-    for i in range(c.num_layers):
-      h, _ = block(c, name=f"block_{i}")(h, text, modulation, rotary)
-    return h
-
-
-def _patch_volume(config: WanConfig) -> int:
-  frames, rows, columns = config.patch_size
-  return frames * rows * columns
-
-
-def _token_grid(
-  shape: tuple[int, ...], config: WanConfig
-) -> tuple[int, int, int]:
-  if len(shape) != 5 or shape[-1] != config.in_channels:
-    raise ValueError(
-      f"latents have shape {tuple(shape)}; this transformer takes "
-      f"[B, T, H, W, {config.in_channels}]"
-    )
-  sizes = tuple(zip(shape[1:4], config.patch_size, strict=True))
-  if any(size % patch for size, patch in sizes):
-    raise ValueError(
-      f"latents of {tuple(shape[1:4])} (T, H, W) do not divide into patches "
-      f"of {tuple(config.patch_size)}; crop or pad the video"
-    )
-  return tuple(size // patch for size, patch in sizes)
+    return to_video(h, grid, c.patch_size).astype(jnp.float32)

@@ -173,7 +173,7 @@ class TrainConfig:
     dtype: compute type of the trained networks.
     frozen_dtype: type in which frozen networks are kept and computed.
     remat: what the backward pass recomputes, "none" or a name in
-      `models.wan.REMAT_POLICIES`.
+      `models.blocks.REMAT_POLICIES`.
     scan: whether a network's blocks run under `nn.scan`: compiles faster,
       runs slower on a CPU.
     log_every: updates between lines of metrics.

@@ -253,7 +253,7 @@ def test_unusable_arguments_of_save_write_nothing(tiny, tmp_path):
     ),
     (
       lambda f: edit(f / "transformer/config.json", _class_name="FluxModel"),
-      r"class 'FluxModel'; known are \['WanTransformer3DModel'\]",
+      "class 'FluxModel'; known are .*'WanTransformer3DModel'",
     ),
     (
       lambda f: edit(f / "transformer/config.json", num_layers=3),

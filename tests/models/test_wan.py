@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dollar_jax.interop import convert, keymaps
-from dollar_jax.models.wan import REMAT_POLICIES, WanConfig, WanTransformer
+from dollar_jax.models.blocks import REMAT_POLICIES
+from dollar_jax.models.wan import WanConfig, WanTransformer
 
 try:
   import diffusers

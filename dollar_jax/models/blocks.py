@@ -1,0 +1,113 @@
+"""What the video transformers share: patches as tokens, a stack of blocks."""
+
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+
+from dollar_jax.typing import Array
+
+REMAT_POLICIES = {
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+}
+"""Named rematerialisation policies; "none" keeps every activation."""
+
+
+def check_remat(name: str) -> None:
+  """Checks the name of a rematerialisation policy.
+
+  Raises:
+    ValueError: if there is none of that name.
+  """
+  known = ["none", *sorted(REMAT_POLICIES)]
+  if name not in known:
+    raise ValueError(f"remat is {name!r}; use one of {known}")
+
+
+def repeat_blocks(
+  block: type[nn.Module], config: Any, h: Array, *inputs: Any
+) -> Array:
+  """Runs `num_layers` blocks, as `remat` and `scan` of the config say.
+
+  Call it inside a module's `__call__`: the parameters are that module's, under
+  "blocks" on a leading axis with `scan`, else under "block_0", "block_1" …
+
+  Args:
+    block: takes `config`; maps `(h, *inputs)` to `(h, None)`.
+    config: the transformer's config.
+    h: [B, L, D].
+    *inputs: the same for every block.
+
+  Returns:
+    [B, L, D].
+  """
+  if config.remat != "none":
+    block = nn.remat(
+      block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan
+    )
+  if config.scan:
+    stack = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=config.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return stack(config, name="blocks")(h, *inputs)[0]
+  for i in range(config.num_layers):
+    h, _ = block(config, name=f"block_{i}")(h, *inputs)
+  return h
+
+
+def token_grid(
+  shape: tuple[int, ...], patch: tuple[int, int, int], channels: int
+) -> tuple[int, int, int]:
+  """Tokens along time, height and width of latents [B, T, H, W, C].
+
+  Raises:
+    ValueError: if the latent does not divide into patches, or its channels
+      are not the model's.
+  """
+  if len(shape) != 5 or shape[-1] != channels:
+    raise ValueError(
+      f"latents have shape {tuple(shape)}; this transformer takes "
+      f"[B, T, H, W, {channels}]"
+    )
+  sizes = tuple(zip(shape[1:4], patch, strict=True))
+  if any(size % step for size, step in sizes):
+    raise ValueError(
+      f"latents of {tuple(shape[1:4])} (T, H, W) do not divide into patches "
+      f"of {tuple(patch)}; crop or pad the video"
+    )
+  return tuple(size // step for size, step in sizes)
+
+
+def to_tokens(x: Array, patch: tuple[int, int, int]) -> Array:
+  """Latents [B, T, H, W, C] as patches [B, L, i j k C]."""
+  return einops.rearrange(
+    x,
+    "b (t i) (h j) (w k) c -> b (t h w) (i j k c)",
+    i=patch[0],
+    j=patch[1],
+    k=patch[2],
+  )
+
+
+def to_video(
+  x: Array, grid: tuple[int, int, int], patch: tuple[int, int, int]
+) -> Array:
+  """Inverse of `to_tokens` for a `token_grid`."""
+  return einops.rearrange(
+    x,
+    "b (t h w) (i j k c) -> b (t i) (h j) (w k) c",
+    t=grid[0],
+    h=grid[1],
+    w=grid[2],
+    i=patch[0],
+    j=patch[1],
+    k=patch[2],
+  )

@@ -1,0 +1,261 @@
+"""The CogVideoX text-to-video transformer (arXiv 2408.06072) in Linen.
+
+Same numerics as diffusers' `CogVideoXTransformer3DModel`: text and video tokens
+attend to each other in one sequence, each normalised and modulated by the time
+with its own scales ("expert" adaptive norm), queries and keys layer-normed a
+head. Positions are sine waves added to the tokens (2B) or rotary (5B, 1.5).
+Norms, modulation and time embedding stay in float32 whatever `dtype` is.
+"""
+
+import dataclasses
+
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from dollar_jax.models.attention import attention
+from dollar_jax.models.blocks import (
+  check_remat,
+  repeat_blocks,
+  to_tokens,
+  to_video,
+  token_grid,
+)
+from dollar_jax.models.layers import (
+  MLP,
+  Dense,
+  LayerNorm,
+  sinusoidal_embedding,
+)
+from dollar_jax.models.rope import cogvideox_rotary, rotate, sine_positions
+from dollar_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CogVideoXConfig:
+  """Size of a CogVideoX transformer; names are those of diffusers' config.json.
+
+  Attributes:
+    num_attention_heads: N.
+    attention_head_dim: K, a multiple of 16; the width is N * K.
+    in_channels: latent channels C in.
+    out_channels: latent channels out.
+    time_embed_dim: width of the time embedding.
+    text_embed_dim: width of the text embeddings.
+    num_layers: number of blocks.
+    attention_bias: whether queries, keys and values have a bias.
+    sample_width: latent columns of the size it was trained at.
+    sample_height: latent rows.
+    sample_frames: video frames.
+    patch_size: latent rows and columns that a token covers.
+    patch_size_t: latent frames that a token covers (1.5); None is one (1.0).
+    temporal_compression_ratio: video frames a latent frame.
+    max_text_seq_length: words S.
+    norm_eps: epsilon of the norms, those of queries and keys aside.
+    spatial_interpolation_scale: divides the rows and columns of sine positions.
+    temporal_interpolation_scale: divides their frames.
+    use_rotary_positional_embeddings: rotary positions, or sine waves.
+    patch_bias: whether the patch embedding has a bias; in 1.5 it always has.
+    dtype: compute type, "float32" or "bfloat16" (ours).
+    remat: "none" or a name in `blocks.REMAT_POLICIES` (ours).
+    scan: whether blocks run under `nn.scan`, stacked parameters (ours).
+  """
+
+  num_attention_heads: int = 30
+  attention_head_dim: int = 64
+  in_channels: int = 16
+  out_channels: int = 16
+  time_embed_dim: int = 512
+  text_embed_dim: int = 4096
+  num_layers: int = 30
+  attention_bias: bool = True
+  sample_width: int = 90
+  sample_height: int = 60
+  sample_frames: int = 49
+  patch_size: int = 2
+  patch_size_t: int | None = None
+  temporal_compression_ratio: int = 4
+  max_text_seq_length: int = 226
+  norm_eps: float = 1e-5
+  spatial_interpolation_scale: float = 1.875
+  temporal_interpolation_scale: float = 1.0
+  use_rotary_positional_embeddings: bool = False
+  patch_bias: bool = True
+  dtype: str = "float32"
+  remat: str = "none"
+  scan: bool = True
+
+  def __post_init__(self):
+    if self.attention_head_dim % 16:
+      raise ValueError(
+        f"attention_head_dim is {self.attention_head_dim}; the positions need "
+        "a multiple of 16"
+      )
+    check_remat(self.remat)
+
+  @property
+  def width(self) -> int:
+    """Width of the residual stream, N * K."""
+    return self.num_attention_heads * self.attention_head_dim
+
+  @property
+  def has_patch_bias(self) -> bool:
+    """Whether the patch embedding has a bias."""
+    return self.patch_bias or self.patch_size_t is not None
+
+  @property
+  def patch(self) -> tuple[int, int, int]:
+    """Latent frames, rows and columns that a token covers."""
+    return (self.patch_size_t or 1, self.patch_size, self.patch_size)
+
+
+class Attention(nn.Module):
+  """Multi-head attention of all tokens to all."""
+
+  config: CogVideoXConfig
+
+  @nn.compact
+  def __call__(self, x: Array, rotary: tuple[Array, Array] | None) -> Array:
+    """Attends within `x [B, S + L, D]`."""
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+
+    def project(name: str) -> Array:
+      layer = Dense(
+        c.width, ("embed", "heads"), dtype, c.attention_bias, name=name
+      )
+      return einops.rearrange(
+        layer(x), "b l (n k) -> b l n k", n=c.num_attention_heads
+      )
+
+    query = LayerNorm(1e-6, name="norm_q")(project("to_q")).astype(dtype)
+    key = LayerNorm(1e-6, name="norm_k")(project("to_k")).astype(dtype)
+    value = project("to_v")
+    if rotary is not None:
+      query, key = rotate(query, *rotary), rotate(key, *rotary)
+    out = checkpoint_name(attention(query, key, value), "attention")
+    out = einops.rearrange(out, "b l n k -> b l (n k)")
+    return Dense(c.width, ("heads", "embed"), dtype, name="to_out")(out)
+
+
+class ExpertNorm(nn.Module):
+  """LayerNorm, scaled and shifted by the time, for text and video apart."""
+
+  config: CogVideoXConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Array, is_text: Array, time: Array
+  ) -> tuple[Array, Array]:
+    """Normalises `x [B, S + L, D]` given `time [B, E]`.
+
+    Args:
+      x: tokens.
+      is_text: bool [1, S + L, 1].
+      time: the time embedding.
+
+    Returns:
+      (normalised [B, S + L, D], gate [B, S + L, D]), float32 both.
+    """
+    c = self.config
+    table = Dense(6 * c.width, name="linear")(nn.silu(time))[:, None]
+    parts = jnp.split(table, 6, axis=-1)  # each [B, 1, D]; video first
+    shift, scale, gate = (
+      jnp.where(is_text, parts[i + 3], parts[i]) for i in range(3)
+    )
+    x = LayerNorm(c.norm_eps, name="norm")(x)
+    return x * (1.0 + scale) + shift, gate
+
+
+class Block(nn.Module):
+  """Joint attention and feed-forward, both time-modulated."""
+
+  config: CogVideoXConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Array, is_text: Array, time: Array, rotary: tuple | None
+  ) -> tuple[Array, None]:
+    """Maps tokens [B, S + L, D]; returns what `nn.scan` wants."""
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    h, gate = ExpertNorm(c, name="norm1")(x, is_text, time)
+    h = Attention(c, name="attn1")(h.astype(dtype), rotary)
+    x = (x + gate * h).astype(dtype)
+    h, gate = ExpertNorm(c, name="norm2")(x, is_text, time)
+    h = MLP(4 * c.width, c.width, "gelu", dtype, name="ff")(h.astype(dtype))
+    x = (x + gate * h).astype(dtype)
+    return nn.with_logical_constraint(x, ("batch", "tokens", "embed_act")), None
+
+
+class CogVideoXTransformer(nn.Module):
+  """Output of a noised video latent, given time and text."""
+
+  config: CogVideoXConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    clock: Array,
+    text: Array,
+    text_mask: Array | None = None,
+  ) -> Array:
+    """Predicts v (or whatever its scheduler says).
+
+    Args:
+      x: [B, T, H, W, C] noised latents.
+      clock: [B] float32 times in the network's own units, 0 to 999.
+      text: [B, S, text_embed_dim].
+      text_mask: not looked at: CogVideoX attends to the padding, too.
+
+    Returns:
+      [B, T, H, W, out_channels] float32.
+
+    Raises:
+      ValueError: if the latent does not divide into patches, or its channels
+        are not the config's.
+    """
+    del text_mask
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    grid = token_grid(x.shape, c.patch, c.in_channels)
+    words = text.shape[1]
+
+    h = Dense(
+      c.width, ("patch", "embed"), dtype, c.has_patch_bias, name="patch_embed"
+    )(to_tokens(x, c.patch))
+    rotary = None
+    if c.use_rotary_positional_embeddings:
+      rotary = cogvideox_rotary(
+        grid,
+        c.attention_head_dim,
+        (c.sample_height // c.patch_size, c.sample_width // c.patch_size),
+        stretch=c.patch_size_t is None,
+      )
+      # the text has no position: it is turned by nothing
+      cos, sin = rotary
+      rotary = (
+        np.pad(cos, ((words, 0), (0, 0)), constant_values=1.0),
+        np.pad(sin, ((words, 0), (0, 0))),
+      )
+    else:
+      scales = c.temporal_interpolation_scale, c.spatial_interpolation_scale
+      h = h + sine_positions(grid, c.width, *scales).astype(dtype)
+    text = Dense(c.width, ("text", "embed"), dtype, name="text_proj")(text)
+    h = jnp.concatenate([text, h], axis=1)
+    is_text = (jnp.arange(h.shape[1]) < words)[None, :, None]
+
+    wave, size = sinusoidal_embedding(clock, c.width), c.time_embed_dim
+    time = MLP(size, size, "silu", name="time_embedder")(wave)
+    h = repeat_blocks(Block, c, h, is_text, time, rotary)
+    h = LayerNorm(c.norm_eps, name="norm_final")(h)[:, words:]
+
+    table = Dense(2 * c.width, name="norm_out_linear")(nn.silu(time))[:, None]
+    shift, scale = jnp.split(table, 2, axis=-1)
+    h = LayerNorm(c.norm_eps, name="norm_out")(h) * (1.0 + scale) + shift
+    out = c.out_channels * c.patch[0] * c.patch[1] * c.patch[2]
+    h = Dense(out, ("embed", "patch"), dtype, name="proj_out")(h.astype(dtype))
+    return to_video(h, grid, c.patch).astype(jnp.float32)
