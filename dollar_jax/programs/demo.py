@@ -58,12 +58,11 @@ flags.DEFINE_float(
 )
 
 FEW_STEPS = 4
-FEWER_STEPS = {"time_low": 0.4}
+FEWER_STEPS = {"cd_warmup": 100, "time_low": 0.4}
 """Below `FEW_STEPS`, a student's clips are so far from the teacher's that the
 two distributions overlap at the noisier score times only."""
 FEWER_STEPS_UPDATES = 180
 STUDENT_STEPS = (4, 2, 1)
-TEACHER_GUIDANCE = 2.0
 ABLATION = {
   "VSD": {"cd_weight": 0.0, "cd_warmup": 0},
   "CD": {"vsd_weight": 0.0, "cd_warmup": 0},
@@ -87,7 +86,7 @@ def run_demo(demo: Demo) -> dict[str, Any]:
   tuned = "student-4-reward"
   models[tuned] = demo.tune(tuned, "student-4")
   for steps in STUDENT_STEPS:
-    recipe = demo.teacher.recipe.as_teacher(steps, TEACHER_GUIDANCE)
+    recipe = demo.teacher.recipe.as_teacher(steps, demo.teacher.recipe.guidance)
     name = f"teacher-{steps}-undistilled"
     models[name] = demo.teacher.with_params(demo.teacher.params, recipe)
 

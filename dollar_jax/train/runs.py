@@ -24,7 +24,7 @@ from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import Params
 
 TEACHER_STEPS = 50
-TEACHER_GUIDANCE = 2.0
+TEACHER_GUIDANCE = 1.6
 """How a teacher trained here is sampled, unless told otherwise."""
 
 
