@@ -6,11 +6,12 @@ what the whole clip would, in the memory of one chunk.
 
 from collections.abc import Iterator
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dollar_jax.typing import Array
+from dollar_jax.typing import Array, Params
 
 Memory = tuple[Array, ...]
 """What the convolutions of one network saw last, in the order they run."""
@@ -112,3 +113,41 @@ class CausalConv(nn.Module):
       ((0, 0), around, around),
       name="conv",
     )(stream.before(x, 2))
+
+
+def in_chunks(
+  network: nn.Module, params: Params, x: Array, first: int, size: int
+) -> Array:
+  """Applies a network to a clip chunk by chunk.
+
+  Args:
+    network: maps `(chunk, memory)` to `(output, memory)`.
+    params: its parameters.
+    x: [B, T, H, W, C].
+    first: frames of the first chunk.
+    size: frames of each later one; divides `T - first`.
+
+  Returns:
+    The outputs [B, ...], joined in time.
+  """
+  out, memory = network.apply({"params": params}, x[:, :first], None)
+  chunks = einops.rearrange(
+    x[:, first:], "b (n t) h w c -> n b t h w c", t=size
+  )
+
+  def one(memory: Memory, chunk: Array) -> tuple[Memory, Array]:
+    out, memory = network.apply({"params": params}, chunk, memory)
+    return memory, out
+
+  _, rest = jax.lax.scan(one, memory, chunks)
+  rest = einops.rearrange(rest, "n b t h w c -> b (n t) h w c")
+  return jnp.concatenate([out, rest], axis=1)
+
+
+def parameter_shapes(network: nn.Module, shape: tuple[int, ...]) -> Params:
+  """The parameters of a network for a first chunk of `shape`, shapes only."""
+
+  def init() -> Params:
+    return network.init(jax.random.key(0), jnp.zeros(shape), None)["params"]
+
+  return nn.meta.unbox(jax.eval_shape(init))

@@ -14,7 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dollar_jax.models.causal import CausalConv, Conv, Memory, Stream
+from dollar_jax.models.causal import (
+  CausalConv,
+  Conv,
+  Memory,
+  Stream,
+  in_chunks,
+  parameter_shapes,
+)
 from dollar_jax.models.layers import Dense
 from dollar_jax.typing import Array, Params
 
@@ -221,37 +228,21 @@ class Decoder(nn.Module):
 def shapes(config: CogVideoXVAEConfig) -> Params:
   """The tree of both networks' parameters, as `jax.ShapeDtypeStruct`s."""
   side = 2 ** len(config.block_out_channels)
-  frame = jnp.zeros((1, 1, side, side, config.in_channels))
-  latent = jnp.zeros((1, 1, 1, 1, config.latent_channels))
-
-  def init(network: nn.Module, x: Array) -> Params:
-    return network.init(jax.random.key(0), x, None)["params"]
-
-  tree = {
-    "encoder": jax.eval_shape(lambda: init(Encoder(config), frame)),
-    "decoder": jax.eval_shape(lambda: init(Decoder(config), latent)),
+  frame = (1, 1, side, side, config.in_channels)
+  return {
+    "encoder": parameter_shapes(Encoder(config), frame),
+    "decoder": parameter_shapes(
+      Decoder(config), (1, 1, 1, 1, config.latent_channels)
+    ),
   }
-  return nn.meta.unbox(tree)
 
 
 def _in_chunks(
   network: nn.Module, params: Params, x: Array, size: int
 ) -> Array:
   """Applies a network to chunks of `size` frames, the rest with the first."""
-  count = max(x.shape[1] // size, 1)
-  start = x.shape[1] - (count - 1) * size
-  first, memory = network.apply({"params": params}, x[:, :start], None)
-  chunks = einops.rearrange(
-    x[:, start:], "b (n t) h w c -> n b t h w c", t=size
-  )
-
-  def one(memory: Memory, chunk: Array) -> tuple[Memory, Array]:
-    out, memory = network.apply({"params": params}, chunk, memory)
-    return memory, out
-
-  _, rest = jax.lax.scan(one, memory, chunks)
-  rest = einops.rearrange(rest, "n b t h w c -> b (n t) h w c")
-  return jnp.concatenate([first, rest], axis=1)
+  later = max(x.shape[1] // size, 1) - 1
+  return in_chunks(network, params, x, x.shape[1] - later * size, size)
 
 
 def encode(config: CogVideoXVAEConfig, params: Params, frames: Array) -> Array:

@@ -10,10 +10,16 @@ import dataclasses
 
 import einops
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from dollar_jax.models.causal import CausalConv, Conv, Memory, Stream
+from dollar_jax.models.causal import (
+  CausalConv,
+  Conv,
+  Memory,
+  Stream,
+  in_chunks,
+  parameter_shapes,
+)
 from dollar_jax.models.layers import Dense
 from dollar_jax.typing import Array, Params
 
@@ -275,17 +281,11 @@ class Decoder(nn.Module):
 def shapes(config: WanVAEConfig) -> Params:
   """The tree of both networks' parameters, as `jax.ShapeDtypeStruct`s."""
   side = 2 ** len(config.dim_mult)
-  frame = jnp.zeros((1, 1, side, side, config.in_channels))
-  latent = jnp.zeros((1, 1, 1, 1, config.z_dim))
-
-  def init(network: nn.Module, x: Array) -> Params:
-    return network.init(jax.random.key(0), x, None)["params"]
-
-  tree = {
-    "encoder": jax.eval_shape(lambda: init(Encoder(config), frame)),
-    "decoder": jax.eval_shape(lambda: init(Decoder(config), latent)),
+  frame = (1, 1, side, side, config.in_channels)
+  return {
+    "encoder": parameter_shapes(Encoder(config), frame),
+    "decoder": parameter_shapes(Decoder(config), (1, 1, 1, 1, config.z_dim)),
   }
-  return nn.meta.unbox(tree)
 
 
 def encode(config: WanVAEConfig, params: Params, frames: Array) -> Array:
@@ -304,16 +304,7 @@ def encode(config: WanVAEConfig, params: Params, frames: Array) -> Array:
   frames = einops.rearrange(
     frames, "b f (h j) (w k) c -> b f h w (c k j)", j=side, k=side
   )
-  encoder = Encoder(config)
-  first, memory = encoder.apply({"params": params}, frames[:, :1], None)
-  rest = einops.rearrange(frames[:, 1:], "b (t i) h w c -> t b i h w c", i=step)
-
-  def one(memory: Memory, chunk: Array) -> tuple[Memory, Array]:
-    moments, memory = encoder.apply({"params": params}, chunk, memory)
-    return memory, moments[:, 0]
-
-  _, rest = jax.lax.scan(one, memory, rest)
-  moments = jnp.concatenate([first, jnp.moveaxis(rest, 0, 1)], axis=1)
+  moments = in_chunks(Encoder(config), params, frames, 1, step)
   return moments[..., : config.z_dim]
 
 
@@ -328,16 +319,8 @@ def decode(config: WanVAEConfig, params: Params, latents: Array) -> Array:
   Returns:
     [B, F, H, W, 3], clipped to [-1, 1], F = 1 + (T - 1) `frames_per_latent`.
   """
-  decoder, side = Decoder(config), config.patch_size or 1
-  first, memory = decoder.apply({"params": params}, latents[:, :1], None)
-
-  def one(memory: Memory, z: Array) -> tuple[Memory, Array]:
-    frames, memory = decoder.apply({"params": params}, z[:, None], memory)
-    return memory, frames
-
-  _, rest = jax.lax.scan(one, memory, jnp.moveaxis(latents[:, 1:], 1, 0))
-  rest = einops.rearrange(rest, "t b i h w c -> b (t i) h w c")
-  frames = jnp.concatenate([first, rest], axis=1)
+  side = config.patch_size or 1
+  frames = in_chunks(Decoder(config), params, latents, 1, 1)
   frames = einops.rearrange(
     frames, "b f h w (c k j) -> b f (h j) (w k) c", j=side, k=side
   )

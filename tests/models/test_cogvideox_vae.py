@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dollar_jax.interop import convert, keymaps
+from dollar_jax.interop import autoencoder_keymaps, convert
 from dollar_jax.models import cogvideox_vae
 from dollar_jax.models.cogvideox_vae import CogVideoXVAEConfig
 
@@ -69,7 +69,7 @@ def twins():
     if config not in made:
       model = make_torch(config)
       state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-      keymap = keymaps.cogvideox_vae_keymap(config)
+      keymap = autoencoder_keymaps.cogvideox_vae_keymap(config)
       template = cogvideox_vae.shapes(config)
       made[config] = model, convert.torch_to_tree(state, keymap, template)
     return made[config]

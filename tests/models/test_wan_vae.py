@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dollar_jax.interop import convert, keymaps
+from dollar_jax.interop import autoencoder_keymaps, convert
 from dollar_jax.models import wan_vae
 from dollar_jax.models.wan_vae import WanVAEConfig
 
@@ -79,7 +79,7 @@ def twins():
     if config not in made:
       model = make_torch(config)
       state = {k: v.detach().numpy() for k, v in model.state_dict().items()}
-      keymap = keymaps.wan_vae_keymap(config)
+      keymap = autoencoder_keymaps.wan_vae_keymap(config)
       made[config] = (
         model,
         convert.torch_to_tree(state, keymap, wan_vae.shapes(config)),
