@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
   config.student = "runs/student"
   config.steps = 60
   config.optimizer.learning_rate = 1e-4
+  config.optimizer.ema = 0.98
   config.score_optimizer.learning_rate = 2e-4
-  config.distill.reward_weight = 0.1
+  config.distill.reward_weight = 0.2
   config.distill.cd_warmup = config.distill.score_warmup = 0
   config.reward = ConfigDict({"name": "jpeg_compressibility"})
   config.reward_optimizer = ConfigDict({"learning_rate": 1e-3})

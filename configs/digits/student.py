@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         "learning_rate": 3e-4,
         "warmup_steps": 10,
         "schedule": "cosine",
-        "ema": 0.98,
+        "ema": 0.99,
       },
       "score_optimizer": {"learning_rate": 6e-4, "warmup_steps": 10},
       "distill": {
