@@ -75,7 +75,7 @@ def save(
   _check_target(path)
   architecture = _architecture(denoiser.module)
   tensors = convert.tree_to_torch(
-    params, architecture.keymap(denoiser.config), _template(denoiser.module)
+    params, architecture.keymap(denoiser.config), template(denoiser.module)
   )
   tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
   scheduler = scheduler_to_json(denoiser)
@@ -162,7 +162,7 @@ def load(
     config = architecture.from_json(raw, **model_options)
     module = architecture.module(config)
     params = convert.torch_to_tree(
-      weights, architecture.keymap(config), _template(module)
+      weights, architecture.keymap(config), template(module)
     )
   except ValueError as error:
     raise ValueError(f"{folder}: {error}") from None
@@ -210,12 +210,13 @@ def _architecture(module: nn.Module) -> Architecture:
   )
 
 
-def _template(module: nn.Module) -> Params:
-  """Shapes of the module's parameters; computes nothing."""
-  c = module.config
-  inputs = ((1, *c.patch_size, c.in_channels), (1,), (1, 1, c.text_dim))
-  inputs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs)
-  variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+def template(module: nn.Module) -> Params:
+  """Shapes of a transformer's parameters; computes nothing."""
+  inputs = {
+    name: jax.ShapeDtypeStruct(shape, jnp.float32)
+    for name, shape in module.config.smallest_inputs.items()
+  }
+  variables = jax.eval_shape(module.init, jax.random.key(0), **inputs)
   return nn.meta.unbox(variables["params"])
 
 

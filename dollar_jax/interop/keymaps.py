@@ -73,6 +73,42 @@ WAN = (
 WAN_CROSS_ATTENTION_NORM = (("blocks.{i}.norm2", "{block}/norm2", LAYER_NORM),)
 """Rows of a Wan transformer whose config has `cross_attn_norm`."""
 
+WAN_IMAGE = (
+  (
+    "condition_embedder.image_embedder.norm1",
+    "image_embedder/norm1",
+    LAYER_NORM,
+  ),
+  (
+    "condition_embedder.image_embedder.ff.net.0.proj",
+    "image_embedder/ff/up",
+    LINEAR,
+  ),
+  (
+    "condition_embedder.image_embedder.ff.net.2",
+    "image_embedder/ff/down",
+    LINEAR,
+  ),
+  (
+    "condition_embedder.image_embedder.norm2",
+    "image_embedder/norm2",
+    LAYER_NORM,
+  ),
+  ("blocks.{i}.attn2.add_k_proj", "{block}/attn2/add_k_proj", LINEAR),
+  ("blocks.{i}.attn2.add_v_proj", "{block}/attn2/add_v_proj", LINEAR),
+  ("blocks.{i}.attn2.norm_added_k", "{block}/attn2/norm_added_k", RMS_NORM),
+)
+"""Rows of a Wan transformer that takes an image."""
+
+WAN_IMAGE_POSITIONS = (
+  (
+    "condition_embedder.image_embedder.pos_embed",
+    "image_embedder/pos_embed",
+    TABLE,
+  ),
+)
+"""Rows of one that takes a first and a last image."""
+
 COGVIDEOX = (
   ("patch_embed.text_proj", "text_proj", LINEAR),
   ("time_embedding.linear_1", "time_embedder/up", LINEAR),
@@ -198,6 +234,10 @@ def wan_keymap(config: WanConfig) -> Keymap:
   table = WAN
   if config.cross_attn_norm:
     table = table + WAN_CROSS_ATTENTION_NORM
+  if config.image_dim is not None:
+    table = table + WAN_IMAGE
+  if config.pos_embed_seq_len is not None:
+    table = table + WAN_IMAGE_POSITIONS
   frames, rows, columns = config.patch_size
   return make_keymap(
     "WanTransformer3DModel",
@@ -331,11 +371,9 @@ TRANSFORMERS = {
     ours=("dtype", "remat", "scan"),
     fixed={
       "qk_norm": "rms_norm_across_heads",
-      "image_dim": None,
-      "added_kv_proj_dim": None,
-      "pos_embed_seq_len": None,
     },
     ignored={"rope_max_seq_len": 1024},  # a table's length; ours has no table
+    optional=("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"),
   ),
   "CogVideoXTransformer3DModel": Architecture(
     name="CogVideoXTransformer3DModel",

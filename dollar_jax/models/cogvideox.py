@@ -110,6 +110,15 @@ class CogVideoXConfig:
     """Latent frames, rows and columns that a token covers."""
     return (self.patch_size_t or 1, self.patch_size, self.patch_size)
 
+  @property
+  def smallest_inputs(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the least that the transformer can be called with."""
+    return {
+      "x": (1, *self.patch, self.in_channels),
+      "clock": (1,),
+      "text": (1, 1, self.text_embed_dim),
+    }
+
 
 class Attention(nn.Module):
   """Multi-head attention of all tokens to all."""

@@ -1,5 +1,6 @@
 """Layers shared by the video transformers."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -92,15 +93,22 @@ class LayerNorm(nn.Module):
 
 
 def sinusoidal_embedding(clock: Array, dim: int) -> Array:
-  """Returns [B, dim] float32: cosines first, then sines, period to 10,000.
+  """Returns [..., dim] float32: cosines first, then sines, period to 10,000.
 
   diffusers' `Timesteps(flip_sin_to_cos=True, downscale_freq_shift=0)`.
   """
   half = dim // 2
   # on the host, rounded once: at clock 1000 XLA's exp is off by 1e-4 radians
   exponent = -math.log(10000.0) * np.arange(half, dtype=np.float32) / half
-  angle = clock.astype(jnp.float32)[:, None] * np.exp(exponent)[None]
+  angle = clock.astype(jnp.float32)[..., None] * np.exp(exponent)
   return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+ACTIVATIONS = {
+  "silu": nn.silu,
+  "gelu": nn.gelu,
+  "gelu_erf": functools.partial(nn.gelu, approximate=False),
+}
 
 
 class MLP(nn.Module):
@@ -109,7 +117,7 @@ class MLP(nn.Module):
   Attributes:
     hidden: width between.
     features: output width.
-    activation: "silu" or "gelu" (tanh form).
+    activation: "silu", "gelu" (tanh form) or "gelu_erf" (exact).
     dtype: compute type.
   """
 
@@ -121,6 +129,6 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """Maps [..., D] to [..., features]."""
-    act = {"silu": nn.silu, "gelu": nn.gelu}[self.activation]
+    act = ACTIVATIONS[self.activation]
     h = act(Dense(self.hidden, ("embed", "mlp"), self.dtype, name="up")(x))
     return Dense(self.features, ("mlp", "embed"), self.dtype, name="down")(h)

@@ -1,9 +1,10 @@
-"""The Wan text-to-video diffusion transformer (arXiv 2503.20314) in Linen.
+"""The Wan video diffusion transformer (arXiv 2503.20314) in Linen.
 
 Same numerics as diffusers' `WanTransformer3DModel`: tokens of space-time
 patches, 3-D rotary self-attention with RMS-normed queries and keys across
-heads, cross-attention to the text, modulation by six tables a block. Norms,
-modulation and time embedding stay in float32 whatever `dtype` is.
+heads, cross-attention to the text, and to an image where the model has one,
+modulation by six tables a block. Norms, modulation and time embedding stay in
+float32 whatever `dtype` is.
 """
 
 import dataclasses
@@ -33,6 +34,9 @@ from dollar_jax.models.layers import (
 from dollar_jax.models.rope import rotate, wan_rotary
 from dollar_jax.typing import Array
 
+IMAGE_EPS = 1e-5
+"""Epsilon of the norms around the image's projection."""
+
 
 @dataclasses.dataclass(frozen=True)
 class WanConfig:
@@ -51,6 +55,11 @@ class WanConfig:
     cross_attn_norm: whether the cross-attention's input norm has weights
       (True) or is absent (False).
     eps: epsilon of every norm.
+    image_dim: width of the image embeddings; None takes no image.
+    added_kv_proj_dim: width of the embedded image in each block, N * K; None
+      without an image.
+    pos_embed_seq_len: image embeddings that have learnt positions, those of
+      first and last frame; None learns none.
     dtype: compute type, "float32" or "bfloat16" (ours).
     remat: "none" or a name in `blocks.REMAT_POLICIES` (ours).
     scan: whether blocks run under `nn.scan`, stacked parameters (ours).
@@ -67,6 +76,9 @@ class WanConfig:
   num_layers: int = 30
   cross_attn_norm: bool = True
   eps: float = 1e-6
+  image_dim: int | None = None
+  added_kv_proj_dim: int | None = None
+  pos_embed_seq_len: int | None = None
   dtype: str = "float32"
   remat: str = "none"
   scan: bool = True
@@ -77,12 +89,53 @@ class WanConfig:
         f"attention_head_dim is {self.attention_head_dim}; rotary positions "
         "need an even number of at least 6"
       )
+    added = None if self.image_dim is None else self.width
+    if self.added_kv_proj_dim != added:
+      raise ValueError(
+        f"added_kv_proj_dim is {self.added_kv_proj_dim}; with image_dim "
+        f"{self.image_dim} it must be {added}"
+      )
     check_remat(self.remat)
 
   @property
   def width(self) -> int:
     """Width of the residual stream, N * K."""
     return self.num_attention_heads * self.attention_head_dim
+
+  @property
+  def smallest_inputs(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the least that the transformer can be called with."""
+    shapes = {
+      "x": (1, *self.patch_size, self.in_channels),
+      "clock": (1,),
+      "text": (1, 1, self.text_dim),
+    }
+    if self.image_dim is not None:
+      shapes["image"] = (1, self.pos_embed_seq_len or 1, self.image_dim)
+    return shapes
+
+
+class ImageEmbedding(nn.Module):
+  """Image embeddings [B, M, image_dim] to the width of the model."""
+
+  config: WanConfig
+
+  @nn.compact
+  def __call__(self, image: Array) -> Array:
+    """Maps [B, M, image_dim] to [B, M, D]."""
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    if c.pos_embed_seq_len is not None:
+      axes = (None, "embed")
+      table = self.param(
+        "pos_embed",
+        nn.with_logical_partitioning(nn.initializers.zeros, axes),
+        (c.pos_embed_seq_len, c.image_dim),
+      )
+      image = image + table
+    h = LayerNorm(IMAGE_EPS, name="norm1")(image)
+    h = MLP(c.image_dim, c.width, "gelu_erf", dtype, name="ff")(h)
+    return LayerNorm(IMAGE_EPS, name="norm2")(h).astype(dtype)
 
 
 class Attention(nn.Module):
@@ -96,24 +149,34 @@ class Attention(nn.Module):
     x: Array,
     context: Array,
     rotary: tuple[Array, Array] | None = None,
+    image: Array | None = None,
   ) -> Array:
-    """Attends from `x [B, L, D]` to `context [B, M, D]`."""
+    """Attends from `x [B, L, D]` to `context [B, S, D]` and `image [B, M, D]`.
+
+    The image has keys and values of its own, and its own softmax; what is
+    found in it is added.
+    """
     c = self.config
     dtype = jnp.dtype(c.dtype)
 
     def project(name: str, source: Array) -> Array:
       return Dense(c.width, ("embed", "heads"), dtype, name=name)(source)
 
-    query = RMSNorm(c.eps, name="norm_q")(project("to_q", x))
-    key = RMSNorm(c.eps, name="norm_k")(project("to_k", context))
-    value = project("to_v", context)
-    query, key, value = (
-      einops.rearrange(y, "b l (n k) -> b l n k", n=c.num_attention_heads)
-      for y in (query, key, value)
-    )
+    def heads(y: Array) -> Array:
+      return einops.rearrange(
+        y, "b l (n k) -> b l n k", n=c.num_attention_heads
+      )
+
+    query = heads(RMSNorm(c.eps, name="norm_q")(project("to_q", x)))
+    key = heads(RMSNorm(c.eps, name="norm_k")(project("to_k", context)))
+    value = heads(project("to_v", context))
     if rotary is not None:
       query, key = rotate(query, *rotary), rotate(key, *rotary)
     out = attention(query, key, value)
+    if image is not None:
+      norm = RMSNorm(c.eps, name="norm_added_k")
+      key = heads(norm(project("add_k_proj", image)))
+      out += attention(query, key, heads(project("add_v_proj", image)))
     out = checkpoint_name(out, "attention")
     out = einops.rearrange(out, "b l n k -> b l (n k)")
     return Dense(c.width, ("heads", "embed"), dtype, name="to_out")(out)
@@ -126,14 +189,20 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, text: Array, modulation: Array, rotary: tuple[Array, Array]
+    self,
+    x: Array,
+    text: Array,
+    image: Array | None,
+    modulation: Array,
+    rotary: tuple[Array, Array],
   ) -> tuple[Array, None]:
     """Maps tokens `x [B, L, D]`.
 
     Args:
       x: [B, L, D].
       text: [B, S, D] projected text.
-      modulation: [B, 6, D] float32, from the time.
+      image: [B, M, D] projected image embeddings, or None.
+      modulation: [B, 1 or L, 6, D] float32, from the time.
       rotary: (cos, sin), each [L, K / 2].
 
     Returns:
@@ -148,16 +217,16 @@ class Block(nn.Module):
       ),
       (6, c.width),
     )
-    shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.split(
-      table + modulation, 6, axis=1
-    )  # each [B, 1, D]
+    shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(
+      table + modulation, axis=2
+    )  # each [B, 1 or L, D]
 
     h = (layer_norm(x, c.eps) * (1.0 + scale_a) + shift_a).astype(dtype)
     h = Attention(c, name="attn1")(h, h, rotary)
     x = (x.astype(jnp.float32) + h * gate_a).astype(dtype)
 
     h = LayerNorm(c.eps, name="norm2")(x) if c.cross_attn_norm else x
-    x = x + Attention(c, name="attn2")(h.astype(dtype), text)
+    x = x + Attention(c, name="attn2")(h.astype(dtype), text, image=image)
 
     h = (layer_norm(x, c.eps) * (1.0 + scale_f) + shift_f).astype(dtype)
     h = MLP(c.ffn_dim, c.width, "gelu", dtype, name="ffn")(h)
@@ -178,25 +247,35 @@ class WanTransformer(nn.Module):
     clock: Array,
     text: Array,
     text_mask: Array | None = None,
+    image: Array | None = None,
   ) -> Array:
     """Predicts the flow velocity.
 
     Args:
-      x: [B, T, H, W, C] noised latents.
-      clock: [B] float32 times in the network's own units, 1000 t.
+      x: [B, T, H, W, C] noised latents; an image-to-video model has the
+        mask and latents of its image among the channels.
+      clock: [B] float32 times in the network's own units, 1000 t; or
+        [B, L], one a token, where a part of the video is given (Wan 2.2 5B).
       text: [B, S, text_dim].
       text_mask: [B, S] True where there is a word; the rest is set to zero,
         as Wan's pipeline pads. Attention itself is not masked.
+      image: [B, M, image_dim] embeddings, where the config has `image_dim`.
 
     Returns:
       [B, T, H, W, out_channels] float32.
 
     Raises:
       ValueError: if the latent does not divide into patches, or its channels
-        are not the config's.
+        are not the config's; if an image is given to a model that takes
+        none, or lacks where it takes one.
     """
     c = self.config
     dtype = jnp.dtype(c.dtype)
+    if (image is None) != (c.image_dim is None):
+      given = "no image" if image is None else f"an image {image.shape}"
+      raise ValueError(
+        f"this transformer has image_dim={c.image_dim} and was given {given}"
+      )
     grid = token_grid(x.shape, c.patch_size, c.in_channels)
     if text_mask is not None:
       text = jnp.where(text_mask[..., None], text, 0.0)
@@ -204,13 +283,15 @@ class WanTransformer(nn.Module):
     h = to_tokens(x, c.patch_size)
     h = Dense(c.width, ("patch", "embed"), dtype, name="patch_embedding")(h)
 
-    wave = sinusoidal_embedding(clock, c.freq_dim)
+    wave = sinusoidal_embedding(clock.reshape(x.shape[0], -1), c.freq_dim)
     time = MLP(c.width, c.width, "silu", name="time_embedder")(wave)
     modulation = Dense(6 * c.width, name="time_proj")(nn.silu(time))
-    modulation = modulation.reshape(-1, 6, c.width)
+    modulation = modulation.reshape(*time.shape[:2], 6, c.width)
+    if image is not None:
+      image = ImageEmbedding(c, name="image_embedder")(image)
     text = MLP(c.width, c.width, "gelu", dtype, name="text_embedder")(text)
     rotary = wan_rotary(grid, c.attention_head_dim)
-    h = repeat_blocks(Block, c, h, text, modulation, rotary)
+    h = repeat_blocks(Block, c, h, text, image, modulation, rotary)
 
     table = self.param(
       "scale_shift_table",
@@ -219,7 +300,7 @@ class WanTransformer(nn.Module):
       ),
       (2, c.width),
     )
-    shift, scale = jnp.split(table + time[:, None], 2, axis=1)
+    shift, scale = jnp.unstack(table + time[:, :, None], axis=2)
     h = (layer_norm(h, c.eps) * (1.0 + scale) + shift).astype(dtype)
     out = c.out_channels * math.prod(c.patch_size)
     h = Dense(out, ("embed", "patch"), dtype, name="proj_out")(h)

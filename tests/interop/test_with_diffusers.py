@@ -1,8 +1,8 @@
 """Exported folders opened by diffusers itself, and its own by us."""
 
-import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from dollar_jax.diffusion.process import VPProcess
 from dollar_jax.interop import diffusers as ours
@@ -91,27 +91,34 @@ def test_an_exported_vp_schedule_is_ours(tiny, tmp_path, betas):
   np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-  "heads, ffn, layers", [(12, 8960, 30), (40, 13824, 40)], ids=["1.3B", "14B"]
-)
-def test_published_sizes_match_key_by_key(heads, ffn, layers):
-  config = WanConfig(num_attention_heads=heads, ffn_dim=ffn, num_layers=layers)
+LARGE = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
+IMAGE = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+PUBLISHED = {  # fields that differ from the defaults, from each config.json
+  "Wan2.1-T2V-1.3B": {},
+  "Wan2.1-T2V-14B": LARGE,
+  "Wan2.1-I2V-14B-720P": LARGE | IMAGE,
+  "Wan2.1-FLF2V-14B-720P": LARGE | IMAGE | {"pos_embed_seq_len": 514},
+  "Wan2.2-TI2V-5B": {
+    "num_attention_heads": 24,
+    "ffn_dim": 14336,
+    "in_channels": 48,
+    "out_channels": 48,
+  },
+  "Wan2.2-T2V-A14B, each expert": LARGE,
+  "Wan2.2-I2V-A14B, each expert": LARGE | {"in_channels": 36},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_every_key_and_shape(name):
+  config = WanConfig(**PUBLISHED[name])
   fields = keymaps.TRANSFORMERS["WanTransformer3DModel"].to_json(config)
   with torch.device("meta"):
     model = diffusers.WanTransformer3DModel(**fields)
   theirs = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-  inputs = ((1, 1, 2, 2, 16), (1,), (1, 1, 4096))
-  shapes = jax.eval_shape(
-    WanTransformer(config).init,
-    jax.random.key(0),
-    *(jax.ShapeDtypeStruct(s, np.float32) for s in inputs),
-  )["params"]
-  leaves = {
-    tuple(str(k.key) for k in path if hasattr(k, "key")): leaf.shape
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-  }
+  shapes = traverse_util.flatten_dict(ours.template(WanTransformer(config)))
   mine = {
-    e.torch: e.torch_shape(leaves[e.path])
+    e.torch: e.torch_shape(shapes[e.path].shape)
     for e in keymaps.wan_keymap(config).entries
   }
   assert mine == theirs

@@ -43,6 +43,8 @@ FLAT = WanConfig(  # one position a token, no norm before the text
   cross_attn_norm=False,
   eps=1e-5,
 )
+IMAGE = dataclasses.replace(ODD, image_dim=14, added_kv_proj_dim=66)
+FIRST_AND_LAST = dataclasses.replace(IMAGE, pos_embed_seq_len=6)
 CASES = [
   pytest.param(ODD, (3, 4, 6), id="odd-3x4x6"),
   pytest.param(ODD, (5, 8, 2), id="odd-5x8x2"),
@@ -87,7 +89,8 @@ def twins():
 
 
 def to_params(state, config, module):
-  template = jax.eval_shape(module.init, jax.random.key(0), *inputs(config))
+  args = *inputs(config), None, image_embeddings(config)
+  template = jax.eval_shape(module.init, jax.random.key(0), *args)
   keymap = keymaps.wan_keymap(config)
   return convert.torch_to_tree(state, keymap, template["params"])
 
@@ -100,11 +103,19 @@ def inputs(config, shape=(1, 2, 2), batch=2):
   return tuple(a.astype(np.float32) for a in (x, clock, text))
 
 
-def run_torch(model, x, clock, text):
+def image_embeddings(config):
+  if config.image_dim is None:
+    return None
+  rng = np.random.default_rng(3)
+  return rng.standard_normal((2, 6, config.image_dim)).astype(np.float32)
+
+
+def run_torch(model, x, clock, text, image=None):
   out = model(
     hidden_states=torch.from_numpy(x).movedim(-1, 1),
     timestep=torch.from_numpy(clock),
     encoder_hidden_states=torch.from_numpy(text),
+    encoder_hidden_states_image=image,
     return_dict=False,
   )[0]
   return out.movedim(1, -1)
@@ -126,6 +137,54 @@ def test_output_equals_diffusers(twins, config, shape):
   assert ours.shape == (2, *shape, config.out_channels)
   assert np.std(wanted) > 0.1  # else an absolute bound means nothing
   np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("config", [IMAGE, FIRST_AND_LAST])
+def test_image_to_video_equals_diffusers(twins, config):
+  model, state = twins(config)
+  x, clock, _ = inputs(config, (3, 4, 6))
+  rng = np.random.default_rng(4)  # diffusers takes 512 words beside an image
+  text = rng.standard_normal((2, 512, config.text_dim)).astype(np.float32)
+  image = image_embeddings(config)
+  theirs = torch.from_numpy(image)
+  if config.pos_embed_seq_len:  # diffusers has two images in a batch's rows
+    theirs = theirs.reshape(4, 3, config.image_dim)
+  with torch.no_grad():
+    wanted = run_torch(model, x, clock, text, theirs).numpy()
+  ours = run_ours(state, config, x, clock, text, None, image)
+  assert np.std(wanted) > 0.1
+  np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5)
+  other = run_ours(state, config, x, clock, text, None, image[::-1])
+  assert np.abs(other - ours).max() > 1e-2, "the image is not heard"
+
+
+def test_each_token_may_have_a_time_of_its_own(twins):
+  model, state = twins(ODD)
+  x, _, text = inputs(ODD, (3, 4, 6))
+  clock = np.linspace(0, 1000, 2 * 18, dtype=np.float32).reshape(2, 18)
+  with torch.no_grad():
+    wanted = run_torch(model, x, clock, text).numpy()
+  ours = run_ours(state, ODD, x, clock, text)
+  np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-5)
+  same = np.repeat(clock[:, :1], 18, axis=1)
+  np.testing.assert_allclose(
+    run_ours(state, ODD, x, same, text),
+    run_ours(state, ODD, x, clock[:, 0], text),
+    rtol=0,
+    atol=2e-6,
+  )
+
+
+@pytest.mark.parametrize("config, given", [(ODD, IMAGE), (IMAGE, ODD)])
+def test_an_image_is_neither_dropped_nor_made_up(config, given):
+  args = *inputs(config), None, image_embeddings(given)
+  with pytest.raises(ValueError, match=r"image_dim=.* was given"):
+    jax.eval_shape(WanTransformer(config).init, jax.random.key(0), *args)
+
+
+def test_image_widths_must_agree():
+  with pytest.raises(ValueError, match=r"added_kv_proj_dim is 60.*must be 66"):
+    dataclasses.replace(IMAGE, added_kv_proj_dim=60)
 
 
 def test_masked_words_are_zero_words(twins):
