@@ -158,6 +158,7 @@ def load(
     file = path / "scheduler" / "scheduler_config.json"
     process, prediction, shift = scheduler_from_json(read_json(file), file)
   weights = convert.read_weights(folder, WEIGHTS)
+  weights = {k: w for k, w in weights.items() if architecture.is_read(k)}
   try:
     config = architecture.from_json(raw, **model_options)
     module = architecture.module(config)

@@ -284,6 +284,7 @@ class Architecture:
     fixed: fields of config.json that must have this value, and are written.
     ignored: fields of config.json that change no number, as they are written.
     optional: fields that older config.json files lack, with their defaults.
+    unused: parts of keys that old weight files have and no module reads.
   """
 
   name: str
@@ -295,6 +296,11 @@ class Architecture:
   fixed: Mapping[str, Any]
   ignored: Mapping[str, Any]
   optional: tuple[str, ...] = ()
+  unused: tuple[str, ...] = ()
+
+  def is_read(self, key: str) -> bool:
+    """Whether a module reads the tensor of this torch key."""
+    return not any(part in key for part in self.unused)
 
   def to_json(self, config: Any) -> dict[str, Any]:
     """The fields of config.json for one of our configs."""
@@ -374,6 +380,7 @@ TRANSFORMERS = {
     },
     ignored={"rope_max_seq_len": 1024},  # a table's length; ours has no table
     optional=("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"),
+    unused=(".norm_added_q.",),
   ),
   "CogVideoXTransformer3DModel": Architecture(
     name="CogVideoXTransformer3DModel",
