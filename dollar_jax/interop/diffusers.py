@@ -3,7 +3,8 @@
 model_index.json       the parts that diffusers opens by itself
 transformer/           the network
 scheduler/             noise process, prediction type, time shift
-vae/, text_encoder/    our codec and text encoder, under our class names
+vae/, text_encoder/    our codec and text encoder, under our class names; a T5
+                       is copied as it was, with its tokenizer/
 recipe.json            how the model was made and how to sample it
 """
 
@@ -26,6 +27,7 @@ from dollar_jax.interop.schedulers import (
   scheduler_from_json,
   scheduler_to_json,
 )
+from dollar_jax.interop.t5 import T5Encoder
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.linear_vae import LinearVAE
@@ -61,7 +63,7 @@ def save(
     denoiser: network, noise process, prediction type and time shift.
     params: the network's parameters.
     codec: goes to vae/.
-    text_encoder: goes to text_encoder/.
+    text_encoder: goes to text_encoder/ (and tokenizer/).
     recipe: anything JSON can hold: grid, guidance, latent shape, fps, …
     dtype: stores the network as one of `DTYPES`; None keeps each parameter's
       type.
@@ -80,7 +82,10 @@ def save(
   tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
   scheduler = scheduler_to_json(denoiser)
   scheduler["_diffusers_version"] = DIFFUSERS_VERSION
-  for part, known in ((codec, CODECS), (text_encoder, TEXT_ENCODERS)):
+  t5, arrays_of = None, text_encoder
+  if isinstance(text_encoder, T5Encoder):
+    t5, arrays_of = text_encoder, None
+  for part, known in ((codec, CODECS), (arrays_of, TEXT_ENCODERS)):
     if part is not None and type(part).__name__ not in known:
       raise ValueError(
         f"a {type(part).__name__} cannot be saved; known are {sorted(known)}"
@@ -102,6 +107,8 @@ def save(
       "scheduler": ["diffusers", scheduler["_class_name"]],
       "transformer": ["diffusers", architecture.name],
     } | {name: [None, None] for name in absent}
+    if t5 is not None:
+      index |= t5.copy_to(folder)
     write_json(folder / "model_index.json", index)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     config = architecture.to_json(denoiser.config)
@@ -109,7 +116,7 @@ def save(
     parts = [("transformer", architecture.name, config, tensors, WEIGHTS)]
     for name, part, stem in (
       ("vae", codec, WEIGHTS),
-      ("text_encoder", text_encoder, TEXT_WEIGHTS),
+      ("text_encoder", arrays_of, TEXT_WEIGHTS),
     ):
       if part is not None:
         kind = type(part).__name__
@@ -188,6 +195,9 @@ def load_text_encoder(path: str | os.PathLike) -> TextEncoder:
   Raises:
     ValueError: if there is none, or it is damaged or of an unknown class.
   """
+  folder = _check_source(path) / "text_encoder"
+  if folder.is_dir() and "architectures" in read_json(folder / "config.json"):
+    return T5Encoder(path)
   return _load_part(path, "text_encoder", TEXT_ENCODERS, TEXT_WEIGHTS)
 
 

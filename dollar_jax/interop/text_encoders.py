@@ -20,10 +20,6 @@ class TextEncoder(Protocol):
   dim: int
   max_length: int
 
-  @property
-  def config(self) -> dict[str, Any]:
-    """What config.json holds beside the arrays."""
-
   def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Embeds prompts.
 
