@@ -6,7 +6,13 @@ Their blocks differ from one resolution to the next, so that the tables of
 
 from collections.abc import Mapping, Sequence
 
-from dollar_jax.interop.keymaps import LAYER_NORM, SAME, Keymap, make_keymap
+from dollar_jax.interop.keymaps import (
+  LAYER_NORM,
+  SAME,
+  Form,
+  Keymap,
+  make_keymap,
+)
 from dollar_jax.models.cogvideox_vae import CogVideoXVAEConfig
 from dollar_jax.models.wan_vae import WanVAEConfig
 
@@ -155,3 +161,38 @@ def cogvideox_vae_keymap(config: CogVideoXVAEConfig) -> Keymap:
         rows = [(f"{kinds}.0.conv", f"{level}_{i}_sample/conv", FRAME_CONV)]
         add(block, part, rows)
   return make_keymap("AutoencoderKLCogVideoX", tuple(table), 0, False, {})
+
+
+AUTOENCODERS = {
+  "AutoencoderKLWan": Form(
+    name="AutoencoderKLWan",
+    config=WanVAEConfig,
+    keymap=wan_vae_keymap,
+    fixed={"attn_scales": [], "dropout": 0.0},
+    optional=(
+      "decoder_base_dim",
+      "is_residual",
+      "in_channels",
+      "out_channels",
+      "patch_size",
+      "scale_factor_spatial",
+      "scale_factor_temporal",
+    ),
+  ),
+  "AutoencoderKLCogVideoX": Form(
+    name="AutoencoderKLCogVideoX",
+    config=CogVideoXVAEConfig,
+    keymap=cogvideox_vae_keymap,
+    fixed={
+      "act_fn": "silu",
+      "down_block_types": ["CogVideoXDownBlock3D"] * 4,
+      "up_block_types": ["CogVideoXUpBlock3D"] * 4,
+      "latents_mean": None,
+      "latents_std": None,
+      "shift_factor": None,
+    },
+    # what its own tiling and half precision go by
+    ignored={"force_upcast": True, "sample_height": 480, "sample_width": 720},
+  ),
+}
+"""Autoencoder classes that can be read and written, by diffusers' name."""

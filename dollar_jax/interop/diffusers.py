@@ -3,11 +3,13 @@
 model_index.json       the parts that diffusers opens by itself
 transformer/           the network
 scheduler/             noise process, prediction type, time shift
-vae/, text_encoder/    our codec and text encoder, under our class names; a T5
-                       is copied as it was, with its tokenizer/
+vae/, text_encoder/    diffusers' or our own codec and text encoder, the latter
+                       under our class names; a T5 is copied as it was, with
+                       its tokenizer/
 recipe.json            how the model was made and how to sample it
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ import numpy as np
 
 from dollar_jax.diffusion.process import FlowProcess
 from dollar_jax.interop import convert
+from dollar_jax.interop.autoencoder_keymaps import AUTOENCODERS
 from dollar_jax.interop.folders import read_json, replace_folder, write_json
 from dollar_jax.interop.keymaps import TRANSFORMERS, Architecture
 from dollar_jax.interop.schedulers import (
@@ -31,6 +34,7 @@ from dollar_jax.interop.t5 import T5Encoder
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.models.video_vae import NETWORKS, VideoVAE
 from dollar_jax.typing import Params
 
 DIFFUSERS_VERSION = "0.42.1"
@@ -39,15 +43,35 @@ DIFFUSERS_VERSION = "0.42.1"
 WEIGHTS = "diffusion_pytorch_model"
 TEXT_WEIGHTS = "model"
 DTYPES = ("float32", "float16", "bfloat16")
+ABSENT = ("vae", "text_encoder", "tokenizer", "transformer_2")
 CODECS = {"LinearVAE": LinearVAE}
 TEXT_ENCODERS = {"WordEncoder": WordEncoder}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One subfolder of a pipeline folder.
+
+  Attributes:
+    name: of the folder.
+    kind: `_class_name` in its config.json.
+    config: the rest of that.
+    arrays: what the safetensors file holds.
+    stem: that file's name.
+  """
+
+  name: str
+  kind: str
+  config: dict[str, Any]
+  arrays: Mapping[str, np.ndarray]
+  stem: str
 
 
 def save(
   path: str | os.PathLike,
   denoiser: Denoiser,
   params: Params,
-  codec: LinearVAE | None = None,
+  codec: LinearVAE | VideoVAE | None = None,
   text_encoder: TextEncoder | None = None,
   recipe: Mapping[str, Any] | None = None,
   *,
@@ -82,14 +106,13 @@ def save(
   tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
   scheduler = scheduler_to_json(denoiser)
   scheduler["_diffusers_version"] = DIFFUSERS_VERSION
-  t5, arrays_of = None, text_encoder
-  if isinstance(text_encoder, T5Encoder):
-    t5, arrays_of = text_encoder, None
-  for part, known in ((codec, CODECS), (arrays_of, TEXT_ENCODERS)):
-    if part is not None and type(part).__name__ not in known:
-      raise ValueError(
-        f"a {type(part).__name__} cannot be saved; known are {sorted(known)}"
-      )
+  config = architecture.to_json(denoiser.config)
+  config["_diffusers_version"] = DIFFUSERS_VERSION
+  parts = [Part("transformer", architecture.name, config, tensors, WEIGHTS)]
+  if codec is not None:
+    parts.append(_codec_part(codec))
+  if text_encoder is not None and not isinstance(text_encoder, T5Encoder):
+    parts.append(_plain_part("text_encoder", text_encoder, TEXT_ENCODERS))
   try:
     json.dumps(recipe, allow_nan=False)
   except (TypeError, ValueError) as error:
@@ -99,31 +122,26 @@ def save(
     ) from None
 
   with replace_folder(path) as folder:
-    # parts of no diffusers class; its user passes None, or his own, for them
-    absent = ("vae", "text_encoder", "tokenizer", "transformer_2")
+    # a part of no diffusers class has no entry: its user passes None, or his
+    # own, for it
     index = {
       "_class_name": architecture.pipeline,
       "_diffusers_version": DIFFUSERS_VERSION,
       "scheduler": ["diffusers", scheduler["_class_name"]],
-      "transformer": ["diffusers", architecture.name],
-    } | {name: [None, None] for name in absent}
-    if t5 is not None:
-      index |= t5.copy_to(folder)
+      **{name: [None, None] for name in ABSENT},
+    }
+    for part in parts:
+      if part.kind in TRANSFORMERS or part.kind in AUTOENCODERS:
+        index[part.name] = ["diffusers", part.kind]
+      target = folder / part.name
+      fields = {"_class_name": part.kind, **part.config}
+      write_json(target / "config.json", fields)
+      file = target / f"{part.stem}.safetensors"
+      convert.write_weights(file, part.arrays)
+    if isinstance(text_encoder, T5Encoder):
+      index |= text_encoder.copy_to(folder)
     write_json(folder / "model_index.json", index)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    config = architecture.to_json(denoiser.config)
-    config["_diffusers_version"] = DIFFUSERS_VERSION
-    parts = [("transformer", architecture.name, config, tensors, WEIGHTS)]
-    for name, part, stem in (
-      ("vae", codec, WEIGHTS),
-      ("text_encoder", arrays_of, TEXT_WEIGHTS),
-    ):
-      if part is not None:
-        kind = type(part).__name__
-        parts.append((name, kind, part.config, part.arrays, stem))
-    for name, kind, config, arrays, stem in parts:
-      write_json(folder / name / "config.json", {"_class_name": kind} | config)
-      convert.write_weights(folder / name / f"{stem}.safetensors", arrays)
     if recipe is not None:
       write_json(folder / "recipe.json", dict(recipe))
 
@@ -180,13 +198,26 @@ def load(
   return Denoiser(module, process, prediction, shift), params
 
 
-def load_codec(path: str | os.PathLike) -> LinearVAE:
-  """Reads the codec in `path`/vae.
+def load_codec(path: str | os.PathLike) -> LinearVAE | VideoVAE:
+  """Reads the codec in `path`/vae; weights of a network become float32.
 
   Raises:
     ValueError: if there is none, or it is damaged or of an unknown class.
   """
-  return _load_part(path, "vae", CODECS, WEIGHTS)
+  folder = _check_source(path) / "vae"
+  raw = read_json(folder / "config.json") if folder.is_dir() else {}
+  if raw.get("_class_name") not in AUTOENCODERS:
+    known = CODECS | dict.fromkeys(AUTOENCODERS)
+    return _load_part(path, "vae", known, WEIGHTS)
+  form = AUTOENCODERS[raw["_class_name"]]
+  weights = convert.read_weights(folder, WEIGHTS)
+  try:
+    size = form.from_json(raw)
+    shapes = NETWORKS[form.config].shapes(size)
+    params = convert.torch_to_tree(weights, form.keymap(size), shapes)
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from None
+  return VideoVAE(convert.cast(params, "float32"), size)
 
 
 def load_text_encoder(path: str | os.PathLike) -> TextEncoder:
@@ -209,6 +240,27 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
   """
   file = _check_source(path) / "recipe.json"
   return read_json(file) if file.exists() else {}
+
+
+def _codec_part(codec: Any) -> Part:
+  if not isinstance(codec, VideoVAE):
+    return _plain_part("vae", codec, CODECS)
+  for form in AUTOENCODERS.values():
+    if form.config is type(codec.size):
+      config = form.to_json(codec.size)
+      config["_diffusers_version"] = DIFFUSERS_VERSION
+      arrays = convert.tree_to_torch(codec.params, form.keymap(codec.size))
+      return Part("vae", form.name, config, arrays, WEIGHTS)
+  raise AssertionError(f"{type(codec.size).__name__} is in no table")
+
+
+def _plain_part(name: str, part: Any, known: dict[str, type]) -> Part:
+  """A part that knows its own config and arrays."""
+  kind = type(part).__name__
+  if kind not in known:
+    raise ValueError(f"a {kind} cannot be saved; known are {sorted(known)}")
+  stem = WEIGHTS if name == "vae" else TEXT_WEIGHTS
+  return Part(name, kind, part.config, part.arrays, stem)
 
 
 def _architecture(module: nn.Module) -> Architecture:

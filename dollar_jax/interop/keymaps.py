@@ -270,14 +270,12 @@ def cogvideox_keymap(config: CogVideoXConfig) -> Keymap:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-  """How one diffusers transformer class maps to ours.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Form:
+  """How one diffusers class maps to ours: its config.json and its tensors.
 
   Attributes:
-    name: diffusers class of the transformer.
-    pipeline: diffusers class of the pipeline, for model_index.json.
-    module: our Linen class; takes `config` alone.
+    name: diffusers class.
     config: our config dataclass, fields named as in config.json.
     keymap: config → keymap.
     ours: config fields that config.json does not hold.
@@ -288,13 +286,11 @@ class Architecture:
   """
 
   name: str
-  pipeline: str
-  module: type[nn.Module]
   config: type
   keymap: Callable[[Any], Keymap]
-  ours: tuple[str, ...]
-  fixed: Mapping[str, Any]
-  ignored: Mapping[str, Any]
+  ours: tuple[str, ...] = ()
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  ignored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   optional: tuple[str, ...] = ()
   unused: tuple[str, ...] = ()
 
@@ -346,11 +342,24 @@ class Architecture:
     return self.config(**values, **options)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture(Form):
+  """A `Form` of a transformer.
+
+  Attributes:
+    pipeline: diffusers class of the pipeline, for model_index.json.
+    module: our Linen class; takes `config` alone.
+  """
+
+  pipeline: str
+  module: type[nn.Module]
+
+
 def _parse(field: str, value: Any, like: Any) -> Any:
   """Checks one JSON value against a default of the same type."""
   if isinstance(like, tuple):
-    good = isinstance(value, list | tuple) and len(value) == len(like)
-    good = good and all(type(item) is int and item > 0 for item in value)
+    good = isinstance(value, list | tuple)
+    good = good and all(_is_like(item, like[0]) for item in value)
     value = tuple(value) if good else value
   elif like is None:
     good = value is None or (type(value) is int and value > 0)
@@ -365,6 +374,13 @@ def _parse(field: str, value: Any, like: Any) -> Any:
       f"{field}={value!r} in config.json is not usable; it must be like {like}"
     )
   return value
+
+
+def _is_like(item: Any, like: Any) -> bool:
+  """Whether an item of a JSON list is like that of a default."""
+  if type(like) is float:
+    return type(item) in (int, float)
+  return type(item) is type(like) and (type(item) is bool or item > 0)
 
 
 TRANSFORMERS = {

@@ -61,6 +61,27 @@ class CogVideoXVAEConfig:
     """Changes of resolution that change time, too."""
     return int(math.log2(self.temporal_compression_ratio))
 
+  @property
+  def frames_per_latent(self) -> int:
+    """Frames that a latent frame other than the first one holds."""
+    return self.temporal_compression_ratio
+
+  @property
+  def pixels_per_latent(self) -> int:
+    """Pixels a side that a latent covers."""
+    return 2 ** (len(self.block_out_channels) - 1)
+
+  @property
+  def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each latent channel."""
+    channels = self.latent_channels
+    return (0.0,) * channels, (1.0 / self.scaling_factor,) * channels
+
+  def codes(self, frames: int) -> bool:
+    """Whether clips of so many frames can be coded."""
+    chunk = CHUNK * self.temporal_compression_ratio
+    return frames == 1 or (frames > 1 and frames % chunk in (0, 1))
+
 
 class GroupNorm(nn.Module):
   """Norm over a chunk's positions and a group of channels, in float32."""

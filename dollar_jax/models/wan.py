@@ -84,6 +84,10 @@ class WanConfig:
   scan: bool = True
 
   def __post_init__(self):
+    if len(self.patch_size) != 3:
+      raise ValueError(
+        f"patch_size is {self.patch_size}; give frames, rows and columns"
+      )
     if self.attention_head_dim % 2 or self.attention_head_dim < 6:
       raise ValueError(
         f"attention_head_dim is {self.attention_head_dim}; rotary positions "

@@ -42,6 +42,9 @@ class WanVAEConfig:
     in_channels: channels of the encoder's input, a patch of pixels.
     out_channels: channels of the decoder's output.
     patch_size: pixels a side of a patch (2.2); None is one.
+    scale_factor_spatial: pixels a side of a latent, as diffusers' pipeline
+      reads it; here it follows from the rest.
+    scale_factor_temporal: frames of a latent, likewise.
   """
 
   base_dim: int = 96
@@ -50,17 +53,41 @@ class WanVAEConfig:
   dim_mult: tuple[int, ...] = (1, 2, 4, 4)
   num_res_blocks: int = 2
   temperal_downsample: tuple[bool, ...] = (False, True, True)
-  latents_mean: tuple[float, ...] = ()
-  latents_std: tuple[float, ...] = ()
+  latents_mean: tuple[float, ...] = (0.0,) * 16
+  latents_std: tuple[float, ...] = (1.0,) * 16
   is_residual: bool = False
   in_channels: int = 3
   out_channels: int = 3
   patch_size: int | None = None
+  scale_factor_spatial: int | None = 8
+  scale_factor_temporal: int | None = 4
+
+  def __post_init__(self):
+    counts = {len(self.latents_mean), len(self.latents_std), self.z_dim}
+    if len(counts) > 1:
+      raise ValueError(
+        f"latents_mean has {len(self.latents_mean)} and latents_std "
+        f"{len(self.latents_std)} numbers; z_dim {self.z_dim} needs as many"
+      )
 
   @property
   def frames_per_latent(self) -> int:
     """Frames that a latent frame other than the first one holds."""
     return 2 ** sum(self.temperal_downsample)
+
+  @property
+  def pixels_per_latent(self) -> int:
+    """Pixels a side that a latent covers."""
+    return 2 ** (len(self.dim_mult) - 1) * (self.patch_size or 1)
+
+  @property
+  def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each latent channel."""
+    return self.latents_mean, self.latents_std
+
+  def codes(self, frames: int) -> bool:
+    """Whether clips of so many frames can be coded."""
+    return frames % self.frames_per_latent == 1
 
 
 class ChannelNorm(nn.Module):

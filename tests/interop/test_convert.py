@@ -128,12 +128,13 @@ def test_config_fields_survive_config_json():
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"image_dim": 1280}, "image_dim=1280 .* not supported"),
+    ({"image_dim": 1280}, "with image_dim 1280 it must be 24"),
     ({"qk_norm": None}, "qk_norm=None .* not supported"),
     ({"new_trick": 2}, "new_trick=2 .* not supported"),
     ({"num_layers": "two"}, "num_layers='two' .* not usable"),
     ({"num_layers": True}, "num_layers=True .* not usable"),
-    ({"patch_size": [1, 2]}, r"patch_size=\[1, 2\] .* not usable"),
+    ({"patch_size": [1, 2]}, r"patch_size is \(1, 2\); give frames"),
+    ({"patch_size": [1, 2, 0]}, r"patch_size=\[1, 2, 0\] .* not usable"),
     ({"attention_head_dim": 7}, "even number"),
   ],
 )

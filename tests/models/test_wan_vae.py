@@ -24,11 +24,15 @@ OLD = WanVAEConfig(  # 2.1
   dim_mult=(1, 2, 4),
   num_res_blocks=1,
   temperal_downsample=(False, True),
+  latents_mean=(-1.0, 0.0, 1.0),
+  latents_std=(1.5, 1.5, 0.5),
 )
 OLD_DEEP = dataclasses.replace(  # the published shape, narrower
   OLD,
   base_dim=4,
   z_dim=2,
+  latents_mean=(-1.0, 1.0),
+  latents_std=(1.5, 0.5),
   dim_mult=(1, 2, 4, 4),
   num_res_blocks=2,
   temperal_downsample=(False, True, True),
@@ -54,8 +58,6 @@ def make_torch(config):
   """A diffusers twin in which no weight, bias or norm is trivial."""
   fields = dataclasses.asdict(config)
   fields = {k: list(v) if type(v) is tuple else v for k, v in fields.items()}
-  mean = np.linspace(-1, 1, config.z_dim).tolist()
-  fields |= {"latents_mean": mean, "latents_std": [1.5] * config.z_dim}
   torch.manual_seed(0)
   model = diffusers.AutoencoderKLWan(**fields)
   with torch.no_grad():
