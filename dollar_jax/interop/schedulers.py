@@ -15,10 +15,11 @@ BETAS = {
   "scaled_linear": "scaled_linear",
   "cosine": "squaredcos_cap_v2",
 }
+COGVIDEOX = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 SCHEDULERS = (
   "FlowMatchEulerDiscreteScheduler",
   "UniPCMultistepScheduler",
-  "CogVideoXDDIMScheduler",
+  *COGVIDEOX,
 )
 """Scheduler classes that can be read; the second with flow sigmas only."""
 
@@ -80,7 +81,7 @@ def scheduler_from_json(
   try:
     if raw.get("num_train_timesteps", TICKS) != TICKS:
       raise ValueError(f"num_train_timesteps must be {TICKS}")
-    if name == "CogVideoXDDIMScheduler":
+    if name in COGVIDEOX:
       kinds = {v: k for k, v in PREDICTIONS.items()}
       betas = {v: k for k, v in BETAS.items()}
       process = VPProcess(

@@ -9,6 +9,7 @@ from flax import traverse_util
 from dollar_jax.diffusion.process import VPProcess
 from dollar_jax.interop import diffusers as ours
 from dollar_jax.interop import keymaps
+from dollar_jax.interop.schedulers import COGVIDEOX
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.wan import WanConfig, WanTransformer
 
@@ -113,6 +114,21 @@ def test_an_exported_vp_schedule_is_ours(tiny, tmp_path, betas):
   index = np.arange(1, 1001, dtype=np.float32)
   mine = np.asarray(process.alpha(index / 1000)) ** 2
   np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", COGVIDEOX)
+def test_cogvideox_schedules_are_read_as_they_are(saved, kind):
+  theirs = getattr(diffusers, kind)(
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    snr_shift_scale=1.0,
+  )
+  theirs.save_pretrained(saved / "scheduler")
+  denoiser, _ = ours.load(saved)
+  assert denoiser.prediction == "v"
+  index = np.arange(1, 1001, dtype=np.float32)
+  mine = np.asarray(denoiser.process.alpha(index / 1000)) ** 2
+  np.testing.assert_allclose(mine, theirs.alphas_cumprod.numpy(), atol=1e-4)
 
 
 LARGE = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
