@@ -40,12 +40,13 @@ DISTILL = SHORT | {
   "score_optimizer.warmup_steps": 0,
   "distill.num_steps": 2,
   "distill.score_steps": 2,
-  "distill.cd_warmup": 0,
-  "distill.score_warmup": 0,
+  "distill.cd_warmup": 9,  # a run that is killed has not left it
+  "distill.score_warmup": 3,
 }
 REWARD = DISTILL | {
   "student": "",
   "distill.cd_weight": 0.0,
+  "distill.cd_warmup": 0,
   "reward.every": 3,
   "reward.warmup_labels": 8,
   "reward.warmup_steps": 4,
