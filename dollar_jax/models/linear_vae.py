@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dollar_jax.models.pixels import to_frames, to_signal
 from dollar_jax.typing import Array
 
 
@@ -54,7 +55,7 @@ class LinearVAE:
     Raises:
       ValueError: if the clips do not divide into patches or C is too large.
     """
-    patches = np.asarray(_patchify(_to_signal(jnp.asarray(frames)), patch))
+    patches = np.asarray(_patchify(to_signal(jnp.asarray(frames)), patch))
     patches = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
     if not 1 <= channels <= patches.shape[-1]:
       raise ValueError(
@@ -81,7 +82,7 @@ class LinearVAE:
       ValueError: if the clips are not such an array, or do not divide into
         patches.
     """
-    patches = _patchify(_to_signal(frames), self.patch)
+    patches = _patchify(to_signal(frames), self.patch)
     return ((patches - self.mean) @ self.basis) / self.scale
 
   def decode_signal(self, latents: Array) -> Array:
@@ -99,8 +100,7 @@ class LinearVAE:
 
   def decode(self, latents: Array) -> Array:
     """float32 [B, T, h, w, C] → uint8 [B, F, H, W, 3]."""
-    pixels = (self.decode_signal(latents) + 1.0) * 127.5
-    return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+    return to_frames(self.decode_signal(latents))
 
   def latent_shape(
     self, frames: int, height: int, width: int
@@ -136,10 +136,6 @@ class LinearVAE:
   def from_arrays(cls, config: dict, arrays: dict) -> "LinearVAE":
     """Rebuilds a codec from `config` and `arrays`."""
     return cls(**arrays, patch=tuple(config["patch"]))
-
-
-def _to_signal(frames: Array) -> Array:
-  return frames.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _check_divides(sizes: tuple, patch: tuple) -> None:

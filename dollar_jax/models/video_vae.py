@@ -7,10 +7,10 @@ of unit variance, and its colours the bytes of a frame.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dollar_jax.models import cogvideox_vae, wan_vae
+from dollar_jax.models.pixels import to_frames, to_signal
 from dollar_jax.typing import Array, Params
 
 NETWORKS = {
@@ -50,9 +50,8 @@ class VideoVAE:
         f"clips have shape {tuple(frames.shape)}; give frames [B, F, H, W, 3]"
       )
     self.latent_shape(*frames.shape[1:4])  # checks
-    signal = frames.astype(jnp.float32) / 127.5 - 1.0
-    network = NETWORKS[type(self.size)]
-    latents = network.encode(self.size, self.params["encoder"], signal)
+    network, params = NETWORKS[type(self.size)], self.params["encoder"]
+    latents = network.encode(self.size, params, to_signal(frames))
     mean, deviation = self._statistics
     return (latents - mean) / deviation
 
@@ -65,8 +64,7 @@ class VideoVAE:
 
   def decode(self, latents: Array) -> Array:
     """float32 [B, T, h, w, C] → uint8 [B, F, H, W, 3]."""
-    pixels = (self.decode_signal(latents) + 1.0) * 127.5
-    return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+    return to_frames(self.decode_signal(latents))
 
   def latent_shape(
     self, frames: int, height: int, width: int

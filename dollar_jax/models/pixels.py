@@ -1,0 +1,16 @@
+"""Bytes of a frame as the codecs' signal, and back."""
+
+import jax.numpy as jnp
+
+from dollar_jax.typing import Array
+
+
+def to_signal(frames: Array) -> Array:
+  """uint8 [..., 3] → float32 in [-1, 1]."""
+  return frames.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_frames(signal: Array) -> Array:
+  """float32 in about [-1, 1] → uint8, rounded and clipped."""
+  pixels = (signal + 1.0) * 127.5
+  return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
