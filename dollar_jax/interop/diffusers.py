@@ -2,7 +2,8 @@
 
 model_index.json       the parts that diffusers opens by itself
 transformer/           the network
-scheduler/             noise process, prediction type, time shift
+scheduler/             noise process, prediction type, time shift; of a
+                       student, the few steps that it takes
 vae/, text_encoder/    diffusers' or our own codec and text encoder, the latter
                        under our class names; a T5 is copied as it was, with
                        its tokenizer/
@@ -20,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from dollar_jax.diffusion.process import FlowProcess
 from dollar_jax.interop import convert
@@ -27,8 +29,10 @@ from dollar_jax.interop.autoencoder_keymaps import AUTOENCODERS
 from dollar_jax.interop.folders import read_json, replace_folder, write_json
 from dollar_jax.interop.keymaps import TRANSFORMERS, Architecture
 from dollar_jax.interop.schedulers import (
+  is_few_steps,
   scheduler_from_json,
   scheduler_to_json,
+  student_scheduler_to_json,
 )
 from dollar_jax.interop.t5 import T5Encoder
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
@@ -42,8 +46,10 @@ DIFFUSERS_VERSION = "0.42.1"
 
 WEIGHTS = "diffusion_pytorch_model"
 TEXT_WEIGHTS = "model"
+TRAINED_ON = "teacher_scheduler"
+"""Entry of a student's recipe: the config of its teacher's scheduler."""
+
 DTYPES = ("float32", "float16", "bfloat16")
-ABSENT = ("vae", "text_encoder", "tokenizer", "transformer_2")
 CODECS = {"LinearVAE": LinearVAE}
 TEXT_ENCODERS = {"WordEncoder": WordEncoder}
 
@@ -88,7 +94,9 @@ def save(
     params: the network's parameters.
     codec: goes to vae/.
     text_encoder: goes to text_encoder/ (and tokenizer/).
-    recipe: anything JSON can hold: grid, guidance, latent shape, fps, …
+    recipe: anything JSON can hold: grid, guidance, latent shape, fps, …; with
+      a `grid` the folder's scheduler takes a student's steps, if diffusers has
+      one for them, and the process it was trained on goes into the recipe.
     dtype: stores the network as one of `DTYPES`; None keeps each parameter's
       type.
 
@@ -99,20 +107,6 @@ def save(
   """
   path = Path(path).resolve()
   _check_target(path)
-  architecture = _architecture(denoiser.module)
-  tensors = convert.tree_to_torch(
-    params, architecture.keymap(denoiser.config), template(denoiser.module)
-  )
-  tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
-  scheduler = scheduler_to_json(denoiser)
-  scheduler["_diffusers_version"] = DIFFUSERS_VERSION
-  config = architecture.to_json(denoiser.config)
-  config["_diffusers_version"] = DIFFUSERS_VERSION
-  parts = [Part("transformer", architecture.name, config, tensors, WEIGHTS)]
-  if codec is not None:
-    parts.append(_codec_part(codec))
-  if text_encoder is not None and not isinstance(text_encoder, T5Encoder):
-    parts.append(_plain_part("text_encoder", text_encoder, TEXT_ENCODERS))
   try:
     json.dumps(recipe, allow_nan=False)
   except (TypeError, ValueError) as error:
@@ -120,6 +114,19 @@ def save(
       f"the recipe cannot be written as JSON ({error}); give plain numbers, "
       "strings, lists and dicts"
     ) from None
+  architecture = _architecture(denoiser.module)
+  tensors = convert.tree_to_torch(
+    params, architecture.keymap(denoiser.config), template(denoiser.module)
+  )
+  tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
+  recipe, scheduler = _scheduling(denoiser, recipe)
+  config = architecture.to_json(denoiser.config)
+  config["_diffusers_version"] = DIFFUSERS_VERSION
+  parts = [Part("transformer", architecture.name, config, tensors, WEIGHTS)]
+  if codec is not None:
+    parts.append(_codec_part(codec))
+  if text_encoder is not None and not isinstance(text_encoder, T5Encoder):
+    parts.append(_plain_part("text_encoder", text_encoder, TEXT_ENCODERS))
 
   with replace_folder(path) as folder:
     # a part of no diffusers class has no entry: its user passes None, or his
@@ -128,7 +135,7 @@ def save(
       "_class_name": architecture.pipeline,
       "_diffusers_version": DIFFUSERS_VERSION,
       "scheduler": ["diffusers", scheduler["_class_name"]],
-      **{name: [None, None] for name in ABSENT},
+      **{name: [None, None] for name in architecture.parts},
     }
     for part in parts:
       if part.kind in TRANSFORMERS or part.kind in AUTOENCODERS:
@@ -143,7 +150,7 @@ def save(
     write_json(folder / "model_index.json", index)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     if recipe is not None:
-      write_json(folder / "recipe.json", dict(recipe))
+      write_json(folder / "recipe.json", recipe)
 
 
 def load(
@@ -181,7 +188,10 @@ def load(
   process, prediction, shift = FlowProcess(), "flow", 1.0
   if not alone:
     file = path / "scheduler" / "scheduler_config.json"
-    process, prediction, shift = scheduler_from_json(read_json(file), file)
+    scheduler = read_json(file)
+    if is_few_steps(scheduler):
+      scheduler = load_recipe(path).get(TRAINED_ON, scheduler)
+    process, prediction, shift = scheduler_from_json(scheduler, file)
   weights = convert.read_weights(folder, WEIGHTS)
   weights = {k: w for k, w in weights.items() if architecture.is_read(k)}
   try:
@@ -240,6 +250,26 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
   """
   file = _check_source(path) / "recipe.json"
   return read_json(file) if file.exists() else {}
+
+
+def _scheduling(
+  denoiser: Denoiser, recipe: Mapping[str, Any] | None
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+  """The recipe and the scheduler config of a folder."""
+  version = {"_diffusers_version": DIFFUSERS_VERSION}
+  trained_on = scheduler_to_json(denoiser) | version
+  if recipe is None:
+    return None, trained_on
+  recipe = {k: v for k, v in recipe.items() if k != TRAINED_ON}
+  if not recipe.get("grid"):
+    return recipe, trained_on
+  few_steps = student_scheduler_to_json(
+    denoiser, recipe["grid"], recipe.get("fresh_noise", 1.0)
+  )
+  if few_steps is None:
+    logging.info("no scheduler of diffusers takes this student's steps")
+    return recipe, trained_on
+  return recipe | {TRAINED_ON: trained_on}, few_steps | version
 
 
 def _codec_part(codec: Any) -> Part:

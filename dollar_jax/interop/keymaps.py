@@ -349,10 +349,12 @@ class Architecture(Form):
   Attributes:
     pipeline: diffusers class of the pipeline, for model_index.json.
     module: our Linen class; takes `config` alone.
+    parts: what that pipeline holds beside transformer and scheduler.
   """
 
   pipeline: str
   module: type[nn.Module]
+  parts: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
 
 
 def _parse(field: str, value: Any, like: Any) -> Any:
@@ -397,6 +399,7 @@ TRANSFORMERS = {
     ignored={"rope_max_seq_len": 1024},  # a table's length; ours has no table
     optional=("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"),
     unused=(".norm_added_q.",),
+    parts=("vae", "text_encoder", "tokenizer", "transformer_2"),
   ),
   "CogVideoXTransformer3DModel": Architecture(
     name="CogVideoXTransformer3DModel",

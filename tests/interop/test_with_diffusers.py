@@ -78,13 +78,12 @@ def safetensors_of(folder):
   )
 
 
-def test_the_pipeline_opens_and_has_our_shift(saved, tiny):
+def test_the_pipeline_opens_and_is_the_same_network(saved):
   # the parts that are ours alone have no class there
   pipe = diffusers.DiffusionPipeline.from_pretrained(
     saved, vae=None, text_encoder=None, tokenizer=None
   )
   assert isinstance(pipe, diffusers.WanPipeline)
-  assert pipe.scheduler.config.shift == tiny.denoiser.shift
   with torch.no_grad():
     theirs = pipe.transformer(
       torch.ones(1, 4, 1, 2, 2),

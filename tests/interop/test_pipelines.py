@@ -1,0 +1,192 @@
+"""Whole samplers against whole pipelines of diffusers, on the same weights.
+
+Each model is written by `interop.save`, opened by
+`DiffusionPipeline.from_pretrained`, and sampled by both from the same noise.
+"""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from dollar_jax.diffusion.process import FlowProcess, VPProcess
+from dollar_jax.diffusion.timesteps import student_grid, teacher_grid
+from dollar_jax.interop.pipeline import Pipeline, Recipe
+from dollar_jax.interop.schedulers import student_scheduler_to_json
+from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
+from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.wan import WanConfig, WanTransformer
+from tests.interop.conftest import random_params
+
+try:
+  import diffusers
+  import torch
+except ImportError:  # tests/conftest.py skips the marked tests, or fails them
+  diffusers = torch = None
+
+pytestmark = pytest.mark.torch
+
+WORDS = 5
+TEACHER = Recipe(latent_shape=(3, 4, 6, 4), steps=50, guidance=3.0)
+"""How it is sampled; the pipelines ask for 9 frames of 32x48."""
+
+WAN = WanConfig(
+  num_attention_heads=3,
+  attention_head_dim=12,
+  in_channels=4,
+  out_channels=4,
+  text_dim=10,
+  freq_dim=16,
+  ffn_dim=20,
+  num_layers=2,
+)
+COGVIDEOX = CogVideoXConfig(
+  num_attention_heads=2,
+  attention_head_dim=16,
+  in_channels=4,
+  out_channels=4,
+  time_embed_dim=20,
+  text_embed_dim=10,
+  num_layers=2,
+  sample_width=12,
+  sample_height=8,
+  sample_frames=9,
+  max_text_seq_length=WORDS,
+  use_rotary_positional_embeddings=True,
+)
+
+
+def wan(shift=3.0):
+  return Denoiser(WanTransformer(WAN), FlowProcess(), "flow", shift)
+
+
+def cogvideox(snr_shift_scale=3.0):
+  process = VPProcess(snr_shift_scale=snr_shift_scale)
+  return Denoiser(CogVideoXTransformer(COGVIDEOX), process, "v")
+
+
+def exported(denoiser, folder, recipe):
+  """The model as ours, and as the pipeline that opens its folder."""
+  tree = random_params(denoiser, scale=0.3)
+  Pipeline(denoiser, tree, None, None, recipe).save(folder)
+  theirs = diffusers.DiffusionPipeline.from_pretrained(
+    folder, vae=None, text_encoder=None, tokenizer=None
+  )
+  theirs.set_progress_bar_config(disable=True)
+  return Pipeline.load(folder), theirs
+
+
+def inputs(model):
+  rng = np.random.default_rng(2)
+  recipe, config = model.recipe, model.denoiser.config
+  width = getattr(config, "text_dim", None) or config.text_embed_dim
+  count = max(len(recipe.grid), 1)
+  noises = rng.standard_normal((count, 2, *recipe.latent_shape))
+  text = rng.standard_normal((2, WORDS, width))
+  null = rng.standard_normal((WORDS, width))
+  return tuple(a.astype(np.float32) for a in (noises, text, null))
+
+
+def sample_both(model, theirs, monkeypatch):
+  noises, text, null = inputs(model)
+  mask = np.ones((2, WORDS), bool)
+  null_prompt = {"null_text": null, "null_mask": mask[0]}
+  mine = model.sample_latents(text, mask, noises, null_prompt)
+
+  first, *later = (as_theirs(noise, theirs) for noise in noises)
+  later.append(torch.zeros_like(first))  # drawn at the end, weighs nothing
+  module = sys.modules[type(theirs.scheduler).__module__]
+  if hasattr(module, "randn_tensor"):
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: later.pop(0))
+  guided = {}
+  if model.recipe.guidance != 1.0:
+    negative = torch.from_numpy(null).expand(2, -1, -1)
+    guided["negative_prompt_embeds"] = negative
+  with torch.no_grad():
+    out = theirs(
+      prompt_embeds=torch.from_numpy(text),
+      latents=first,
+      num_frames=9,
+      height=32,
+      width=48,
+      num_inference_steps=model.recipe.steps,
+      guidance_scale=model.recipe.guidance,
+      output_type="latent",
+      return_dict=False,
+      **guided,
+    )[0]
+  return np.asarray(mine), as_ours(out, theirs)
+
+
+def as_theirs(noise, pipe):
+  """Channels first; CogVideoX has frames before channels."""
+  x = torch.from_numpy(noise).movedim(-1, 1)
+  return x.movedim(1, 2) if is_cogvideox(pipe) else x
+
+
+def as_ours(latents, pipe):
+  x = latents.movedim(2, 1) if is_cogvideox(pipe) else latents
+  return x.movedim(1, -1).numpy()
+
+
+def is_cogvideox(pipe):
+  return isinstance(pipe, diffusers.CogVideoXPipeline)
+
+
+def test_the_guided_teacher_of_wan(tmp_path, monkeypatch):
+  model, theirs = exported(wan(), tmp_path / "m", TEACHER)
+  assert isinstance(theirs, diffusers.WanPipeline)
+  assert theirs.scheduler.config.shift == 3.0
+  # by default it ends at another time; these are our 50 times in its words
+  grid = teacher_grid(50, 3.0)[:-1]
+  even = student_scheduler_to_json(model.denoiser, grid, 0.0)
+  theirs.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+    shift=even["shift"], shift_terminal=even["shift_terminal"]
+  )
+  mine, wanted = sample_both(model, theirs, monkeypatch)
+  assert np.std(wanted) > 0.1
+  np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("snr_shift_scale", [1.0, 3.0])
+def test_the_guided_teacher_of_cogvideox(
+  tmp_path, monkeypatch, snr_shift_scale
+):
+  denoiser = cogvideox(snr_shift_scale)
+  model, theirs = exported(denoiser, tmp_path / "m", TEACHER)
+  assert isinstance(theirs.scheduler, diffusers.CogVideoXDDIMScheduler)
+  mine, wanted = sample_both(model, theirs, monkeypatch)
+  assert np.std(wanted) > 0.1
+  np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "steps, fresh", [(1, 1.0), (2, 1.0), (4, 1.0), (4, 0.0)]
+)
+def test_few_step_students_of_wan(tmp_path, monkeypatch, steps, fresh):
+  grid = student_grid(steps, 5.0)  # its own shift, not the teacher's
+  recipe = dataclasses.replace(TEACHER.as_student(grid), fresh_noise=fresh)
+  model, theirs = exported(wan(shift=3.0), tmp_path / "m", recipe)
+  assert model.denoiser.shift == 3.0
+  assert model.recipe.grid == pytest.approx(grid)
+  assert ("LCM" in type(theirs.scheduler).__name__) == (fresh == 1.0)
+  mine, wanted = sample_both(model, theirs, monkeypatch)
+  assert np.std(wanted) > 0.1
+  np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "steps, snr_shift_scale", [(1, 3.0), (2, 1.0), (4, 3.0)]
+)
+def test_few_step_students_of_cogvideox(
+  tmp_path, monkeypatch, steps, snr_shift_scale
+):
+  recipe = TEACHER.as_student(student_grid(steps))
+  denoiser = cogvideox(snr_shift_scale)
+  model, theirs = exported(denoiser, tmp_path / "m", recipe)
+  assert model.denoiser.process == denoiser.process
+  assert isinstance(theirs.scheduler, diffusers.LCMScheduler)
+  mine, wanted = sample_both(model, theirs, monkeypatch)
+  assert np.std(wanted) > 0.1
+  np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
