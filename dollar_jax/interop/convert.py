@@ -1,133 +1,24 @@
 """PyTorch weights ⇄ our parameter trees, by a keymap, bit for bit.
 
-State dicts are mappings from torch key to array; `read_weights` and
-`write_weights` keep them in safetensors files. Pickles are never opened.
+State dicts are mappings from torch key to array; `weights` keeps them in files.
 """
 
-import json
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from flax.core import meta
 
-from dollar_jax.interop.keymaps import Keymap
+from dollar_jax.interop.keymaps import Entry, Keymap
 from dollar_jax.typing import Params
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""Types that weights are stored in."""
 
 SHOWN = 6
 """How many keys of each kind of trouble an error prints."""
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-class StoredTensor:
-  """One tensor of an open safetensors file; `numpy.asarray` reads it.
-
-  Attributes:
-    shape: its shape.
-    dtype: its type by numpy's name, or by safetensors' if we do not know it.
-  """
-
-  def __init__(self, file: Any, key: str):
-    view = file.get_slice(key)
-    self.shape = tuple(view.get_shape())
-    self.dtype = FLOATS.get(view.get_dtype(), view.get_dtype())
-    self._file, self._key = file, key
-
-  def __array__(self, dtype: Any = None, copy: bool | None = None):
-    """Reads the tensor."""
-    array = self._file.get_tensor(self._key)
-    return array if dtype is None else array.astype(dtype)
-
-
-def read_weights(folder: Path, stem: str) -> dict[str, StoredTensor]:
-  """Opens `stem.safetensors`, or the shards that its index names.
-
-  Args:
-    folder: where the files lie.
-    stem: file name without its ending.
-
-  Returns:
-    key → tensor, read from disk when it is asked for.
-
-  Raises:
-    ValueError: if a file is missing, damaged, a pickle, or holds a type other
-      than float32, float16 and bfloat16.
-  """
-  index = folder / f"{stem}.safetensors.index.json"
-  if index.exists():
-    try:
-      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-      raise ValueError(f"{index} is damaged; copy it again") from None
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-      raise ValueError(
-        f"{folder} lacks {len(absent)} of {len(names)} weight files: "
-        f"{', '.join(absent[:SHOWN])}; finish the download"
-      )
-  else:
-    names = [f"{stem}.safetensors"]
-    if not (folder / names[0]).is_file():
-      raise ValueError(_why_absent(folder, names[0]))
-  tensors = {}
-  for name in names:
-    file = folder / name
-    try:
-      opened = safetensors.safe_open(file, framework="numpy")
-    except safetensors.SafetensorError as error:
-      raise ValueError(
-        f"{file} ({file.stat().st_size} bytes) is not a whole safetensors "
-        f"file ({error}); copy it again"
-      ) from None
-    for key in opened.keys():  # noqa: SIM118 (not a mapping)
-      tensors[key] = StoredTensor(opened, key)
-  odd = sorted(k for k in tensors if tensors[k].dtype not in FLOATS.values())
-  if odd:
-    raise ValueError(
-      f"{folder} holds {odd[0]} as {tensors[odd[0]].dtype}; only float32, "
-      "float16 and bfloat16 weights can be read: store the model as one of "
-      "these"
-    )
-  return tensors
-
-
-def write_weights(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes a safetensors file.
-
-  Raises:
-    OSError: if it cannot be written whole.
-  """
-  # the format holds plain row-major memory and takes our word for it
-  plain = {key: np.ascontiguousarray(tensors[key]) for key in tensors}
-  try:
-    safetensors.numpy.save_file(plain, file, metadata={"format": "pt"})
-  except safetensors.SafetensorError as error:
-    code = re.search(r"\(os error (\d+)\)", str(error))
-    if code is None:
-      raise OSError(str(error)) from error
-    raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-  # the writer makes files that only their owner can read
-  os.chmod(file, file.parent.stat().st_mode & 0o666)
-
-
-def _why_absent(folder: Path, name: str) -> str:
-  pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-  if not pickles:
-    return f"{folder} has no {name}; copy or export the model again"
-  return (
-    f"{folder} holds pickled weights ({pickles[0]}), which can run any code "
-    f"and are not read; where you trust them, write {name} with safetensors."
-    "torch.save_file(torch.load(FILE, weights_only=True), NAME)"
-  )
 
 
 def torch_to_tree(
@@ -152,8 +43,45 @@ def torch_to_tree(
     ValueError: one sentence that names every missing, extra and mis-shaped
       key, and stacked layers whose types differ.
   """
-  leaves = dict(_iterate(tensors, keymap, template))
+  leaves = dict(iterate_leaves(tensors, keymap, template))
   return traverse_util.unflatten_dict(leaves)
+
+
+def iterate_leaves(
+  tensors: Mapping[str, np.ndarray], keymap: Keymap, template: Params
+) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+  """Checks a state dict, then yields (path, leaf) of our tree one by one.
+
+  They come in the order of the keymap. Arguments and errors are those of
+  `torch_to_tree`.
+  """
+  shapes = _shapes(template)
+  paths = keymap.by_path()
+  assert paths.keys() == shapes.keys(), (
+    f"{keymap.name}: the keymap and our module disagree about "
+    f"{sorted(paths.keys() ^ shapes.keys())}"
+  )
+  wanted = {e.torch: e.torch_shape(shapes[e.path]) for e in keymap.entries}
+  wrong = []
+  for key in tensors.keys() & wanted.keys():
+    found = tuple(tensors[key].shape)
+    if found != wanted[key]:
+      wrong.append(f"{key} is {found}, expected {wanted[key]}")
+  mixed = []
+  for path, entries in paths.items():
+    present = [e for e in entries if e.torch in tensors]
+    dtypes = {str(tensors[e.torch].dtype) for e in present}
+    if len(dtypes) > 1:
+      mixed.append(f"{'/'.join(path)} ({', '.join(sorted(dtypes))})")
+  _raise_if_any(
+    f"the weights are not those of this {keymap.name}",
+    missing=wanted.keys() - tensors.keys(),
+    extra=tensors.keys() - wanted.keys(),
+    mis_shaped=wrong,
+    mixed=mixed,
+    remedy="use the config.json and the weights of one and the same model",
+  )
+  return _read_leaves(tensors, paths, shapes)
 
 
 def tree_to_torch(
@@ -202,6 +130,30 @@ def tree_to_torch(
   return tensors
 
 
+def narrow(key: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
+  """Casts a tensor to be stored; None keeps its type.
+
+  Args:
+    key: its name, for the error.
+    array: the tensor.
+    dtype: one of `DTYPES`, or None.
+
+  Raises:
+    ValueError: for another type, or if a value is too large for it.
+  """
+  if dtype is not None and dtype not in DTYPES:
+    raise ValueError(f"dtype is {dtype!r}; use one of {DTYPES} or None")
+  with np.errstate(over="ignore"):
+    stored = cast(array, dtype)
+  lost = np.isfinite(array) & ~np.isfinite(stored)
+  if np.any(lost):
+    raise ValueError(
+      f"{key} has values up to {np.abs(array[lost]).max():.3g}, too large for "
+      f"{dtype}; store this model as bfloat16 or float32"
+    )
+  return stored
+
+
 def cast(tree: Any, dtype: Any) -> Any:
   """Casts every floating-point leaf to `dtype`; None returns `tree` as is."""
   if dtype is None:
@@ -215,36 +167,11 @@ def cast(tree: Any, dtype: Any) -> Any:
   return jax.tree.map(convert, tree)
 
 
-def _iterate(
-  tensors: Mapping[str, np.ndarray], keymap: Keymap, template: Params
+def _read_leaves(
+  tensors: Mapping[str, np.ndarray],
+  paths: Mapping[tuple[str, ...], list[Entry]],
+  shapes: Mapping[tuple[str, ...], tuple[int, ...]],
 ) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-  """Yields our leaves one by one, after checking all of them."""
-  shapes = _shapes(template)
-  paths = keymap.by_path()
-  assert paths.keys() == shapes.keys(), (
-    f"{keymap.name}: the keymap and our module disagree about "
-    f"{sorted(paths.keys() ^ shapes.keys())}"
-  )
-  wanted = {e.torch: e.torch_shape(shapes[e.path]) for e in keymap.entries}
-  wrong = []
-  for key in tensors.keys() & wanted.keys():
-    found = tuple(tensors[key].shape)
-    if found != wanted[key]:
-      wrong.append(f"{key} is {found}, expected {wanted[key]}")
-  mixed = []
-  for path, entries in paths.items():
-    present = [e for e in entries if e.torch in tensors]
-    dtypes = {str(tensors[e.torch].dtype) for e in present}
-    if len(dtypes) > 1:
-      mixed.append(f"{'/'.join(path)} ({', '.join(sorted(dtypes))})")
-  _raise_if_any(
-    f"the weights are not those of this {keymap.name}",
-    missing=wanted.keys() - tensors.keys(),
-    extra=tensors.keys() - wanted.keys(),
-    mis_shaped=wrong,
-    mixed=mixed,
-    remedy="use the config.json and the weights of one and the same model",
-  )
   for path, entries in paths.items():
     if entries[0].layer is None:
       array = entries[0].to_ours(np.asarray(tensors[entries[0].torch]))

@@ -1,7 +1,7 @@
 """Models as diffusers pipeline folders: config.json and safetensors.
 
 model_index.json       the parts that diffusers opens by itself
-transformer/           the network
+transformer/           the network; its weights may be Orbax checkpoints
 scheduler/             noise process, prediction type, time shift; of a
                        student, the few steps that it takes
 vae/, text_encoder/    diffusers' or our own codec and text encoder, the latter
@@ -26,8 +26,22 @@ from absl import logging
 from dollar_jax.diffusion.process import FlowProcess
 from dollar_jax.interop import convert
 from dollar_jax.interop.autoencoder_keymaps import AUTOENCODERS
-from dollar_jax.interop.folders import read_json, replace_folder, write_json
+from dollar_jax.interop.folders import (
+  check_source,
+  check_target,
+  read_json,
+  replace_folder,
+  write_json,
+)
 from dollar_jax.interop.keymaps import TRANSFORMERS, Architecture
+from dollar_jax.interop.networks import (
+  WEIGHTS,
+  known_class,
+  open_weights,
+  read_config,
+  read_form,
+  template,
+)
 from dollar_jax.interop.schedulers import (
   is_few_steps,
   scheduler_from_json,
@@ -36,6 +50,7 @@ from dollar_jax.interop.schedulers import (
 )
 from dollar_jax.interop.t5 import T5Encoder
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
+from dollar_jax.interop.weights import read_weights, write_weights
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.models.video_vae import NETWORKS, VideoVAE
@@ -44,12 +59,10 @@ from dollar_jax.typing import Params
 DIFFUSERS_VERSION = "0.42.1"
 """The release whose folder layout and field names are written."""
 
-WEIGHTS = "diffusion_pytorch_model"
 TEXT_WEIGHTS = "model"
 TRAINED_ON = "teacher_scheduler"
 """Entry of a student's recipe: the config of its teacher's scheduler."""
 
-DTYPES = ("float32", "float16", "bfloat16")
 CODECS = {"LinearVAE": LinearVAE}
 TEXT_ENCODERS = {"WordEncoder": WordEncoder}
 
@@ -63,7 +76,7 @@ class Part:
     kind: `_class_name` in its config.json.
     config: the rest of that.
     arrays: what the safetensors file holds.
-    stem: that file's name.
+    stem: that file's name without its ending.
   """
 
   name: str
@@ -97,8 +110,8 @@ def save(
     recipe: anything JSON can hold: grid, guidance, latent shape, fps, …; with
       a `grid` the folder's scheduler takes a student's steps, if diffusers has
       one for them, and the process it was trained on goes into the recipe.
-    dtype: stores the network as one of `DTYPES`; None keeps each parameter's
-      type.
+    dtype: stores the network as one of `convert.DTYPES`; None keeps each
+      parameter's type.
 
   Raises:
     ValueError: if a part has no place in such a folder, or `path` holds
@@ -106,7 +119,7 @@ def save(
     OSError: if the disk is full or the place not writable.
   """
   path = Path(path).resolve()
-  _check_target(path)
+  check_target(path)
   try:
     json.dumps(recipe, allow_nan=False)
   except (TypeError, ValueError) as error:
@@ -118,7 +131,7 @@ def save(
   tensors = convert.tree_to_torch(
     params, architecture.keymap(denoiser.config), template(denoiser.module)
   )
-  tensors = {key: _store(key, x, dtype) for key, x in tensors.items()}
+  tensors = {key: convert.narrow(key, x, dtype) for key, x in tensors.items()}
   recipe, scheduler = _scheduling(denoiser, recipe)
   config = architecture.to_json(denoiser.config)
   config["_diffusers_version"] = DIFFUSERS_VERSION
@@ -143,8 +156,7 @@ def save(
       target = folder / part.name
       fields = {"_class_name": part.kind, **part.config}
       write_json(target / "config.json", fields)
-      file = target / f"{part.stem}.safetensors"
-      convert.write_weights(file, part.arrays)
+      write_weights(target, part.stem, part.arrays)
     if isinstance(text_encoder, T5Encoder):
       index |= text_encoder.copy_to(folder)
     write_json(folder / "model_index.json", index)
@@ -180,11 +192,10 @@ def load(
     ValueError: if the folder or a file is missing, damaged, pickled, of an
       unknown class, or the weights do not fit the config.
   """
-  path = _check_source(path)
+  path = check_source(path)
   alone = not (path / "transformer").is_dir()
   folder = path if alone else path / "transformer"
-  raw = read_json(folder / "config.json")
-  architecture = _known(raw, TRANSFORMERS, "transformer", folder)
+  architecture = read_form(folder)
   process, prediction, shift = FlowProcess(), "flow", 1.0
   if not alone:
     file = path / "scheduler" / "scheduler_config.json"
@@ -192,11 +203,10 @@ def load(
     if is_few_steps(scheduler):
       scheduler = load_recipe(path).get(TRAINED_ON, scheduler)
     process, prediction, shift = scheduler_from_json(scheduler, file)
-  weights = convert.read_weights(folder, WEIGHTS)
-  weights = {k: w for k, w in weights.items() if architecture.is_read(k)}
+  config = read_config(folder, **model_options)
+  module = architecture.module(config)
+  weights = open_weights(folder)
   try:
-    config = architecture.from_json(raw, **model_options)
-    module = architecture.module(config)
     params = convert.torch_to_tree(
       weights, architecture.keymap(config), template(module)
     )
@@ -214,13 +224,13 @@ def load_codec(path: str | os.PathLike) -> LinearVAE | VideoVAE:
   Raises:
     ValueError: if there is none, or it is damaged or of an unknown class.
   """
-  folder = _check_source(path) / "vae"
+  folder = check_source(path) / "vae"
   raw = read_json(folder / "config.json") if folder.is_dir() else {}
   if raw.get("_class_name") not in AUTOENCODERS:
     known = CODECS | dict.fromkeys(AUTOENCODERS)
     return _load_part(path, "vae", known, WEIGHTS)
   form = AUTOENCODERS[raw["_class_name"]]
-  weights = convert.read_weights(folder, WEIGHTS)
+  weights = read_weights(folder, WEIGHTS)
   try:
     size = form.from_json(raw)
     shapes = NETWORKS[form.config].shapes(size)
@@ -236,7 +246,7 @@ def load_text_encoder(path: str | os.PathLike) -> TextEncoder:
   Raises:
     ValueError: if there is none, or it is damaged or of an unknown class.
   """
-  folder = _check_source(path) / "text_encoder"
+  folder = check_source(path) / "text_encoder"
   if folder.is_dir() and "architectures" in read_json(folder / "config.json"):
     return T5Encoder(path)
   return _load_part(path, "text_encoder", TEXT_ENCODERS, TEXT_WEIGHTS)
@@ -248,7 +258,7 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
   Raises:
     ValueError: if the folder is missing or the file is not JSON.
   """
-  file = _check_source(path) / "recipe.json"
+  file = check_source(path) / "recipe.json"
   return read_json(file) if file.exists() else {}
 
 
@@ -303,39 +313,15 @@ def _architecture(module: nn.Module) -> Architecture:
   )
 
 
-def template(module: nn.Module) -> Params:
-  """Shapes of a transformer's parameters; computes nothing."""
-  inputs = {
-    name: jax.ShapeDtypeStruct(shape, jnp.float32)
-    for name, shape in module.config.smallest_inputs.items()
-  }
-  variables = jax.eval_shape(module.init, jax.random.key(0), **inputs)
-  return nn.meta.unbox(variables["params"])
-
-
-def _store(key: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
-  if dtype is not None and dtype not in DTYPES:
-    raise ValueError(f"dtype is {dtype!r}; use one of {DTYPES} or None")
-  with np.errstate(over="ignore"):
-    stored = convert.cast(array, dtype)
-  lost = np.isfinite(array) & ~np.isfinite(stored)
-  if np.any(lost):
-    raise ValueError(
-      f"{key} has values up to {np.abs(array[lost]).max():.3g}, too large for "
-      f"{dtype}; store this model as bfloat16 or float32"
-    )
-  return stored
-
-
 def _load_part(
   path: str | os.PathLike, name: str, known: dict[str, type], stem: str
 ) -> Any:
-  folder = _check_source(path) / name
+  folder = check_source(path) / name
   if not folder.is_dir():
     raise ValueError(f"{path} has no {name}/; save the model with one")
   config = read_json(folder / "config.json")
-  kind = _known(config, known, name, folder)
-  stored = convert.read_weights(folder, stem)
+  kind = known_class(config, known, name, folder)
+  stored = read_weights(folder, stem)
   arrays = {key: np.asarray(tensor) for key, tensor in stored.items()}
   try:
     return kind.from_arrays(config, arrays)
@@ -343,42 +329,3 @@ def _load_part(
     raise ValueError(
       f"{folder} does not hold a whole {kind.__name__}: {error}"
     ) from None
-
-
-def _known(
-  raw: dict[str, Any], known: dict[str, Any], part: str, folder: Path
-) -> Any:
-  name = raw.get("_class_name")
-  if not isinstance(name, str) or name not in known:
-    raise ValueError(
-      f"{folder} holds a {part} of class {name!r}; known are {sorted(known)}"
-    )
-  return known[name]
-
-
-def _check_source(path: str | os.PathLike) -> Path:
-  path = Path(path)
-  if path.suffix in convert.PICKLES and path.is_file():
-    raise ValueError(
-      f"{path} is a pickle, which can run any code and is not read; give a "
-      "diffusers folder with safetensors weights"
-    )
-  if not path.is_dir():
-    raise ValueError(f"{path} is not a folder; give a diffusers folder")
-  pipeline = (path / "transformer").is_dir()
-  if not pipeline and not (path / "config.json").is_file():
-    raise ValueError(
-      f"{path} has neither transformer/ nor config.json; give a diffusers "
-      "pipeline or transformer folder"
-    )
-  return path
-
-
-def _check_target(path: Path) -> None:
-  if path.exists() and not path.is_dir():
-    raise ValueError(f"{path} is a file; give a folder for the model")
-  used = path.is_dir() and any(path.iterdir())
-  if used and not (path / "model_index.json").is_file():
-    raise ValueError(
-      f"{path} holds other files than a model; give a new or empty folder"
-    )

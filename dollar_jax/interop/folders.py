@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of files that can run any code when they are read."""
+
 
 @contextlib.contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
@@ -69,3 +72,41 @@ def read_json(file: Path) -> dict[str, Any]:
   if type(content) is not dict:
     raise ValueError(f"{file} holds no JSON object; copy it again")
   return content
+
+
+def check_source(path: str | os.PathLike) -> Path:
+  """Checks that a path is a pipeline's or transformer's folder.
+
+  Raises:
+    ValueError: if it is not.
+  """
+  path = Path(path)
+  if path.suffix in PICKLES and path.is_file():
+    raise ValueError(
+      f"{path} is a pickle, which can run any code and is not read; give a "
+      "diffusers folder with safetensors weights"
+    )
+  if not path.is_dir():
+    raise ValueError(f"{path} is not a folder; give a diffusers folder")
+  pipeline = (path / "transformer").is_dir()
+  if not pipeline and not (path / "config.json").is_file():
+    raise ValueError(
+      f"{path} has neither transformer/ nor config.json; give a diffusers "
+      "pipeline or transformer folder"
+    )
+  return path
+
+
+def check_target(path: Path) -> None:
+  """Checks that a model may be written to a path: it is free, or holds one.
+
+  Raises:
+    ValueError: if something else is there.
+  """
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"{path} is a file; give a folder for the model")
+  used = path.is_dir() and any(path.iterdir())
+  if used and not (path / "model_index.json").is_file():
+    raise ValueError(
+      f"{path} holds other files than a model; give a new or empty folder"
+    )

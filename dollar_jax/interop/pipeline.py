@@ -15,73 +15,12 @@ from tqdm import tqdm
 from dollar_jax.diffusion import samplers, timesteps
 from dollar_jax.diffusion.guidance import guided
 from dollar_jax.interop import diffusers
+from dollar_jax.interop.recipe import Recipe, published_recipe
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.typing import Array, Params
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "digits"
 """The model that comes with the package."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-  """How a model is sampled.
-
-  Attributes:
-    latent_shape: T, H, W, C.
-    fps: frames a second.
-    steps: network steps; for a student K.
-    guidance: standard guidance scale; 1 calls the network once a step.
-    grid: a student's K times; empty for a teacher, which integrates the ODE.
-    fresh_noise: share of fresh noise between a student's steps.
-  """
-
-  latent_shape: tuple[int, ...]
-  fps: float = 8.0
-  steps: int = 50
-  guidance: float = 1.0
-  grid: tuple[float, ...] = ()
-  fresh_noise: float = 1.0
-
-  @property
-  def network_evaluations(self) -> int:
-    """Evaluations of the network a video: two a guided step."""
-    return self.steps * (1 if self.guidance == 1.0 else 2)
-
-  @classmethod
-  def from_json(cls, values: dict[str, Any]) -> "Recipe":
-    """Reads what recipe.json holds; other entries are left alone.
-
-    Raises:
-      ValueError: if the latent's shape is missing.
-    """
-    names = {field.name for field in dataclasses.fields(cls)}
-    known = {k: v for k, v in values.items() if k in names}
-    if "latent_shape" not in known:
-      raise ValueError(
-        "recipe.json has no latent_shape [T, H, W, C]; add the size of the "
-        "videos to sample"
-      )
-    for name in ("latent_shape", "grid"):
-      known[name] = tuple(known.get(name, ()))
-    return cls(**known)
-
-  def to_json(self) -> dict[str, Any]:
-    """What recipe.json holds."""
-    return dataclasses.asdict(self)
-
-  def as_teacher(self, steps: int, guidance: float) -> "Recipe":
-    """The recipe of `steps` guided ODE steps with the same sizes.
-
-    Raises:
-      ValueError: if steps is below 1.
-    """
-    timesteps.teacher_grid(steps)  # checks
-    return dataclasses.replace(self, steps=steps, guidance=guidance, grid=())
-
-  def as_student(self, grid: Sequence[float]) -> "Recipe":
-    """The recipe of a few-step student with the same sizes."""
-    grid = tuple(float(t) for t in timesteps.check_student_grid(tuple(grid)))
-    return dataclasses.replace(self, steps=len(grid), guidance=1.0, grid=grid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +45,8 @@ class Pipeline:
   def load(cls, path: str | Path, scan: bool = False) -> "Pipeline":
     """Opens a model folder; "embedded" is the one in the package.
 
+    A folder without recipe.json is sampled as its publishers do.
+
     Raises:
       ValueError: if it is not a model folder, or a damaged one.
     """
@@ -116,7 +57,9 @@ class Pipeline:
       codec = diffusers.load_codec(path)
     if (path / "text_encoder").is_dir():
       encoder = diffusers.load_text_encoder(path)
-    recipe = Recipe.from_json(diffusers.load_recipe(path))
+    stored = diffusers.load_recipe(path)
+    usual = published_recipe(denoiser.config)
+    recipe = Recipe.from_json(stored) if stored else usual
     return cls(denoiser, params, codec, encoder, recipe)
 
   def save(

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dollar_jax.interop import convert
 from dollar_jax.interop.folders import read_json
+from dollar_jax.interop.weights import read_weights
 
 WEIGHTS = "model"
 
@@ -92,7 +92,7 @@ class T5Encoder:
         f"{self._folder} has a text encoder but no tokenizer/; finish the "
         "download"
       )
-    convert.read_weights(self._encoder, WEIGHTS)  # all there, and no pickle
+    read_weights(self._encoder, WEIGHTS)  # all there, and no pickle
     self._family = FAMILIES[self.kind]
     self.dim, self.max_length = config["d_model"], self._family.max_length
     root = Path(cache) if cache is not None else _user_cache()

@@ -11,6 +11,7 @@ Prompts are a text, or a file with one a line. Videos are named
 import collections
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ flags.DEFINE_float(
   "guidance",
   None,
   "Guidance scale w of u + w (c - u): samples as a teacher, along the ODE.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  "video_size",
+  None,
+  "FRAMESxHEIGHTxWIDTH of the videos, such as 81x480x832; the model's own if "
+  "absent.",
   flag_values=FLAGS,
 )
 flags.DEFINE_integer(
@@ -120,6 +128,29 @@ def choose_sampler(
   return model.with_params(model.params, recipe)
 
 
+def choose_size(model: Pipeline, size: str | None) -> Pipeline:
+  """The model that makes videos of `--video_size`.
+
+  Raises:
+    ValueError: if it is no size, or one that the codec cannot decode.
+  """
+  if size is None:
+    return model
+  match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size)
+  if match is None:
+    raise ValueError(
+      f"--video_size={size} is no size; give frames, height and width, such "
+      "as 81x480x832"
+    )
+  if model.codec is None:
+    raise ValueError(
+      f"--video_size={size} needs the model's autoencoder, which says how "
+      "large its latents are; copy vae/ into the folder"
+    )
+  shape = model.codec.latent_shape(*map(int, match.groups()))
+  return model.with_params(model.params, model.recipe.of_size(shape))
+
+
 def main(values: flags.FlagValues) -> None:
   """Samples and writes the videos.
 
@@ -127,9 +158,8 @@ def main(values: flags.FlagValues) -> None:
     ValueError: for prompts, shapes or settings that do not fit the model.
   """
   prompts = read_prompts(values.prompts)
-  model = choose_sampler(
-    open_model(values.model), values.steps, values.guidance
-  )
+  model = choose_size(open_model(values.model), values.video_size)
+  model = choose_sampler(model, values.steps, values.guidance)
   text, mask, null = _embed(model, prompts, values.text_embeddings)
   count = values.samples_per_prompt
   jobs = [(p, i) for p in range(len(prompts)) for i in range(count)]

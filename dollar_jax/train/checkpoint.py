@@ -1,13 +1,7 @@
 """Checkpoints: everything that changes, saved in the background by Orbax."""
 
 import contextlib
-import functools
 import json
-import logging as std_logging
-import os
-import re
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +14,7 @@ from absl import logging
 from etils import epath
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 
+from dollar_jax.interop.orbax_faults import first_line, quiet_orbax
 from dollar_jax.train.config import CheckpointConfig
 from dollar_jax.typing import Array, PyTree
 
@@ -53,7 +48,7 @@ class Checkpointer:
     """
     self.folder = epath.Path(workdir) / "checkpoints"
     self._description = json.loads(json.dumps(description))
-    _quiet_orbax()
+    quiet_orbax()
     self._manager = ocp.CheckpointManager(
       self.folder.resolve(),
       options=ocp.CheckpointManagerOptions(
@@ -153,7 +148,7 @@ class Checkpointer:
     try:
       self._manager.close()
     except Exception as error:  # another error is on its way already
-      logging.warning("the last checkpoint is lost: %s", _reason(error))
+      logging.warning("the last checkpoint is lost: %s", first_line(error))
 
   @contextlib.contextmanager
   def _naming_failures(self) -> Iterator[None]:
@@ -165,7 +160,7 @@ class Checkpointer:
       kept = f"that of step {max(whole)} is whole" if whole else "there is none"
       raise OSError(
         f"a checkpoint could not be written to {self.folder} "
-        f"({_reason(error)}); {kept}: make room and run this again"
+        f"({first_line(error)}); {kept}: make room and run this again"
       ) from error
 
 
@@ -183,7 +178,7 @@ def read_networks(workdir: str) -> Any:
     "description": ocp.JsonCheckpointHandler(),
   }
   damaged: dict[int, str] = {}
-  _quiet_orbax()
+  quiet_orbax()
   with ocp.CheckpointManager(
     folder.resolve(), item_handlers=handlers
   ) as manager:
@@ -226,7 +221,7 @@ def _try_to_read(
   except _Mismatch:
     raise
   except Exception as error:  # a torn file makes a reader raise anything
-    return None, _reason(error)
+    return None, first_line(error)
 
 
 def _checksum(tree: PyTree) -> int:
@@ -270,40 +265,3 @@ def _none_readable(folder: epath.Path, damaged: dict[int, str]) -> str:
     f"none of the checkpoints {sorted(damaged)} in {folder} can be "
     f"read{why}; delete the folder to start anew, or use another workdir"
   )
-
-
-def _reason(error: BaseException) -> str:
-  """What the operating system said, or else the first line of an error."""
-  code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-  if code:
-    return os.strerror(int(code[1]))
-  lines = str(error).strip().splitlines() or [type(error).__name__]
-  return lines[0] if len(lines[0]) <= 200 else f"{lines[0][:200]}…"
-
-
-@functools.cache
-def _quiet_orbax() -> None:
-  """Drops what Orbax prints: what matters of it is raised as well.
-
-  One torn file, or a full disk, makes hundreds of lines: its log, and the
-  tasks of other arrays, which complain that nobody waits for them any more,
-  some of them only when the program ends.
-  """
-  unraisablehook = sys.unraisablehook
-
-  def on_unraisable(args: Any) -> None:
-    closed = str(args.exc_value) == "Event loop is closed"
-    code = getattr(args.object, "cr_code", None)
-    if not closed and "/orbax/" not in getattr(code, "co_filename", ""):
-      unraisablehook(args)
-
-  sys.unraisablehook = on_unraisable
-  warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host")
-  std_logging.getLogger("absl").addFilter(_not_of_orbax)
-  std_logging.getLogger("asyncio").addFilter(_not_of_orbax)
-
-
-def _not_of_orbax(record: std_logging.LogRecord) -> bool:
-  if record.name == "asyncio":
-    return not re.search("/orbax/|OCDBT", record.getMessage())
-  return "/orbax/" not in record.pathname

@@ -61,7 +61,7 @@ def train(
     base.text_encoder,
     data_folder or str(folder / "data"),
   )
-  _check_data(source[0], base, config.data.source)
+  base = _sized_as_data(base, source[0], config.data.source)
   batches = Batches(make_batches(source, config.data.batch_size, config.seed))
   if config.task == "teacher":
     task = TeacherTask(
@@ -126,21 +126,28 @@ def _check_model(model: WanConfig, base: Pipeline) -> None:
       )
 
 
-def _check_data(example: dict[str, Any], base: Pipeline, source: str) -> None:
-  """Checks that a data set fits the model.
+def _sized_as_data(
+  base: Pipeline, example: dict[str, Any], source: str
+) -> Pipeline:
+  """The model that makes videos of the size in a data set.
 
   Raises:
-    ValueError: if a shape does not.
+    ValueError: if that set was made with another codec or text encoder.
   """
-  for name, need in (
-    ("latents", base.recipe.latent_shape),
-    ("text", base.null_prompt["null_text"].shape),
-  ):
-    if example[name].shape != need:
-      raise ValueError(
-        f"{name} in data set {source} have shape {example[name].shape}, but "
-        f"the model takes {need}; prepare the data with this model"
-      )
+  shape, text = example["latents"].shape, example["text"].shape
+  channels = base.recipe.latent_shape[-1]
+  if len(shape) != 4 or shape[-1] != channels:
+    raise ValueError(
+      f"latents in data set {source} have shape {shape}, but the model takes "
+      f"[T, H, W, {channels}]; prepare the data with this model"
+    )
+  need = base.null_prompt["null_text"].shape
+  if text != need:
+    raise ValueError(
+      f"text in data set {source} has shape {text}, but the model takes "
+      f"{need}; prepare the data with this model"
+    )
+  return dataclasses.replace(base, recipe=base.recipe.of_size(shape))
 
 
 def _distillation(

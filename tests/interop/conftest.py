@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from dollar_jax.interop.diffusers import template
+from dollar_jax.interop.networks import template
 from dollar_jax.interop.text_encoders import WordEncoder
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.linear_vae import LinearVAE

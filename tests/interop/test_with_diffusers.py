@@ -9,6 +9,7 @@ from flax import traverse_util
 from dollar_jax.diffusion.process import VPProcess
 from dollar_jax.interop import diffusers as ours
 from dollar_jax.interop import keymaps
+from dollar_jax.interop.networks import template
 from dollar_jax.interop.schedulers import COGVIDEOX
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.wan import WanConfig, WanTransformer
@@ -155,7 +156,7 @@ def test_published_sizes_have_every_key_and_shape(name):
   with torch.device("meta"):
     model = diffusers.WanTransformer3DModel(**fields)
   theirs = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-  shapes = traverse_util.flatten_dict(ours.template(WanTransformer(config)))
+  shapes = traverse_util.flatten_dict(template(WanTransformer(config)))
   mine = {
     e.torch: e.torch_shape(shapes[e.path].shape)
     for e in keymaps.wan_keymap(config).entries

@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from dollar_jax.interop import convert, keymaps
-from dollar_jax.interop.diffusers import template
+from dollar_jax.interop.networks import template
 from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
 
 try:

@@ -150,6 +150,26 @@ def test_steps_and_guidance_choose_the_sampler(models):
   assert (chosen.steps, chosen.network_evaluations) == (5, 5)
 
 
+def test_videos_can_have_another_size(models, run):
+  code, err, latents = run(PROMPTS[0], "--video_size=12x24x48")
+  assert (code, err) == (0, "")
+  assert [x.shape for x in latents.values()] == [(3, 3, 6, 8)]
+
+
+@pytest.mark.parametrize(
+  ("model", "size", "sentence"),
+  [
+    ("student", "12x24", "--video_size=12x24 is no size; give frames"),
+    ("student", "12x24x49", "does not divide"),
+    ("bare", "12x24x48", "copy vae/ into the folder"),
+  ],
+)
+def test_sizes_that_cannot_be_are_refused(models, model, size, sentence):
+  model = Pipeline.load(models / model)
+  with pytest.raises(ValueError, match=sentence):
+    sample.choose_size(model, size)
+
+
 def test_teacher_sampler_follows_the_guided_ode(models, run, tmp_path):
   noise = np.random.default_rng(0).normal(size=(1, *SHAPE))
   np.save(tmp_path / "noise.npy", noise)

@@ -88,12 +88,12 @@ def test_critic_that_blew_up_is_named(metric, network):
     loop._check_finite({name: 10, "skipped_in_row": 9}, 4, "distill")
 
 
-def test_data_of_another_shape_is_refused(runs, refusal, write_latents):
+def test_data_of_another_codec_is_refused(runs, refusal, write_latents):
   source = str(write_latents(shape=(2, 4, 4, 6)))
   command = runs.command("distill", runs.fresh(), data__source=source)
   assert refusal(command) == (
     f"latents in data set {source} have shape (2, 4, 4, 6), but the model "
-    "takes (2, 4, 4, 8); prepare the data with this model"
+    "takes [T, H, W, 8]; prepare the data with this model"
   )
 
 

@@ -7,6 +7,9 @@ import time
 
 import pytest
 
+from dollar_jax import cli
+from dollar_jax.interop import diffusers, transfer
+
 STEPS = 12
 
 
@@ -56,6 +59,18 @@ def test_every_part_of_a_run_is_in_its_checkpoint(runs, read_state):
     assert part in names
   teacher = "\n".join(read_state(runs.whole("teacher"), STEPS))
   assert "['ema']" in teacher
+
+
+@pytest.mark.parametrize("kind", ["teacher", "distill"])
+def test_an_unfinished_run_converts_to_its_newest_checkpoint(runs, kind):
+  finished, out = runs.whole(kind) / "model", runs.fresh() / "model"
+  source = runs.copy(kind)
+  line = ["convert", f"--source={source}", f"--out={out}", "--verify"]
+  assert cli.main(line) == 0
+  assert transfer.differences(finished, out) == ["recipe.json"]
+  wanted = diffusers.load_recipe(finished)
+  del wanted["config"]  # which the run says
+  assert diffusers.load_recipe(out) == wanted
 
 
 def _wait_for_row(process, file, count):

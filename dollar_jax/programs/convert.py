@@ -1,0 +1,84 @@
+"""Move a model between diffusers' form and Orbax, or take it out of a run.
+
+  dollar convert --source=Wan2.1-T2V-14B-Diffusers --out=wan-orbax
+  dollar convert --source=wan-orbax --out=wan-diffusers --dtype=bfloat16
+  dollar convert --source=runs/student --out=student
+
+A folder with safetensors weights becomes one with Orbax checkpoints, and the
+other way; a run becomes a folder in diffusers' layout, of its newest checkpoint
+if it is not finished. A folder's weights pass one by one, so that a model need
+not fit into memory, and its other parts are copied as they are. All commands
+read either form.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from flax import traverse_util
+
+from dollar_jax.interop import load, transfer
+from dollar_jax.interop.convert import DTYPES, narrow
+from dollar_jax.train.runs import open_model
+from dollar_jax.typing import Params
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+  "source", None, "Model or run folder.", required=True, flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "out", None, "Folder to write.", required=True, flag_values=FLAGS
+)
+flags.DEFINE_enum(
+  "dtype",
+  None,
+  DTYPES,
+  "Type to store transformers in; what is stored if absent.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  "verify",
+  False,
+  "Read OUT again and compare it with SOURCE, bit for bit.",
+  flag_values=FLAGS,
+)
+
+
+def main(values: flags.FlagValues) -> None:
+  """Writes the folder.
+
+  Raises:
+    ValueError: if SOURCE is not a whole model, or OUT differs from it.
+    OSError: if OUT cannot be written.
+  """
+  source, out, dtype = values.source, values.out, values.dtype
+  wrong = []
+  if (Path(source) / "checkpoints").is_dir():
+    form, model = "safetensors", open_model(source)
+    model.save(out, dtype)
+    if values.verify:
+      _, params = load(out, host=True, scan=model.denoiser.config.scan)
+      wrong = _differing_leaves(model.params, params, dtype)
+  else:
+    form = transfer.transfer(source, out, dtype, progress=True)
+    if values.verify:
+      wrong = transfer.differences(source, out, dtype, progress=True)
+  if wrong:
+    raise ValueError(
+      f"{out} differs from {source} in {len(wrong)} places, first {wrong[0]}; "
+      "convert it again, and check the disk"
+    )
+  checked = ", read again and the same" if values.verify else ""
+  print(f"{source} as {form} in {out}{checked}")
+
+
+def _differing_leaves(
+  before: Params, after: Params, dtype: str | None
+) -> list[str]:
+  before = traverse_util.flatten_dict(before, sep="/")
+  after = traverse_util.flatten_dict(after, sep="/")
+  return [
+    name
+    for name, leaf in before.items()
+    if narrow(name, np.asarray(leaf), dtype).tobytes() != after[name].tobytes()
+  ]
