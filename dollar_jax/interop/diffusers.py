@@ -2,6 +2,7 @@
 
 model_index.json       the parts that diffusers opens by itself
 transformer/           the network; its weights may be Orbax checkpoints
+transformer_2/         the expert for less noisy times, where there are two
 scheduler/             noise process, prediction type, time shift; of a
                        student, the few steps that it takes
 vae/, text_encoder/    diffusers' or our own codec and text encoder, the latter
@@ -51,7 +52,7 @@ from dollar_jax.interop.schedulers import (
 from dollar_jax.interop.t5 import T5Encoder
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
 from dollar_jax.interop.weights import read_weights, write_weights
-from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.denoiser import EXPERTS, Denoiser
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.models.video_vae import NETWORKS, VideoVAE
 from dollar_jax.typing import Params
@@ -62,6 +63,9 @@ DIFFUSERS_VERSION = "0.42.1"
 TEXT_WEIGHTS = "model"
 TRAINED_ON = "teacher_scheduler"
 """Entry of a student's recipe: the config of its teacher's scheduler."""
+
+BOUNDARY = "boundary_ratio"
+"""Entry of a model_index.json: the time between two experts."""
 
 CODECS = {"LinearVAE": LinearVAE}
 TEXT_ENCODERS = {"WordEncoder": WordEncoder}
@@ -128,14 +132,12 @@ def save(
       "strings, lists and dicts"
     ) from None
   architecture = _architecture(denoiser.module)
-  tensors = convert.tree_to_torch(
-    params, architecture.keymap(denoiser.config), template(denoiser.module)
-  )
-  tensors = {key: convert.narrow(key, x, dtype) for key, x in tensors.items()}
   recipe, scheduler = _scheduling(denoiser, recipe)
-  config = architecture.to_json(denoiser.config)
-  config["_diffusers_version"] = DIFFUSERS_VERSION
-  parts = [Part("transformer", architecture.name, config, tensors, WEIGHTS)]
+  networks = {"transformer": params} if denoiser.boundary is None else params
+  parts = [
+    _network_part(name, denoiser, tree, dtype)
+    for name, tree in networks.items()
+  ]
   if codec is not None:
     parts.append(_codec_part(codec))
   if text_encoder is not None and not isinstance(text_encoder, T5Encoder):
@@ -149,7 +151,10 @@ def save(
       "_diffusers_version": DIFFUSERS_VERSION,
       "scheduler": ["diffusers", scheduler["_class_name"]],
       **{name: [None, None] for name in architecture.parts},
+      **architecture.extras(denoiser.config),
     }
+    if denoiser.boundary is not None:
+      index[BOUNDARY] = denoiser.boundary
     for part in parts:
       if part.kind in TRANSFORMERS or part.kind in AUTOENCODERS:
         index[part.name] = ["diffusers", part.kind]
@@ -205,17 +210,20 @@ def load(
     process, prediction, shift = scheduler_from_json(scheduler, file)
   config = read_config(folder, **model_options)
   module = architecture.module(config)
-  weights = open_weights(folder)
-  try:
-    params = convert.torch_to_tree(
-      weights, architecture.keymap(config), template(module)
-    )
-  except ValueError as error:
-    raise ValueError(f"{folder}: {error}") from None
+  boundary = None if alone else _boundary(path)
+  if boundary is None:
+    params = _read_params(folder, module)
+  else:
+    other = read_config(path / EXPERTS[1], **model_options)
+    if other != config:
+      raise ValueError(
+        f"{path} has two transformers of different sizes; copy it again"
+      )
+    params = {name: _read_params(path / name, module) for name in EXPERTS}
   params = convert.cast(params, param_dtype)
   if not host:
     params = jax.tree.map(jnp.array, params)
-  return Denoiser(module, process, prediction, shift), params
+  return Denoiser(module, process, prediction, shift, boundary), params
 
 
 def load_codec(path: str | os.PathLike) -> LinearVAE | VideoVAE:
@@ -260,6 +268,40 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
   """
   file = check_source(path) / "recipe.json"
   return read_json(file) if file.exists() else {}
+
+
+def _network_part(
+  name: str, denoiser: Denoiser, params: Params, dtype: str | None
+) -> Part:
+  architecture = _architecture(denoiser.module)
+  tensors = convert.tree_to_torch(
+    params, architecture.keymap(denoiser.config), template(denoiser.module)
+  )
+  tensors = {key: convert.narrow(key, x, dtype) for key, x in tensors.items()}
+  config = architecture.to_json(denoiser.config)
+  config["_diffusers_version"] = DIFFUSERS_VERSION
+  return Part(name, architecture.name, config, tensors, WEIGHTS)
+
+
+def _read_params(folder: Path, module: nn.Module) -> Params:
+  keymap = _architecture(module).keymap(module.config)
+  try:
+    return convert.torch_to_tree(open_weights(folder), keymap, template(module))
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from None
+
+
+def _boundary(path: Path) -> float | None:
+  """The time between the experts of a pipeline; None where it has one."""
+  file = path / "model_index.json"
+  boundary = read_json(file).get(BOUNDARY) if file.exists() else None
+  if boundary is None:
+    return None
+  if type(boundary) is not float or not 0.0 < boundary < 1.0:
+    raise ValueError(
+      f"{file} has {BOUNDARY} {boundary!r}; it must lie between 0 and 1"
+    )
+  return boundary
 
 
 def _scheduling(

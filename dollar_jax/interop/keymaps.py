@@ -350,11 +350,13 @@ class Architecture(Form):
     pipeline: diffusers class of the pipeline, for model_index.json.
     module: our Linen class; takes `config` alone.
     parts: what that pipeline holds beside transformer and scheduler.
+    extras: config → further entries of model_index.json.
   """
 
   pipeline: str
   module: type[nn.Module]
   parts: tuple[str, ...] = ("vae", "text_encoder", "tokenizer")
+  extras: Callable[[Any], dict[str, Any]] = lambda config: {}
 
 
 def _parse(field: str, value: Any, like: Any) -> Any:
@@ -400,6 +402,8 @@ TRANSFORMERS = {
     optional=("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"),
     unused=(".norm_added_q.",),
     parts=("vae", "text_encoder", "tokenizer", "transformer_2"),
+    # Wan 2.2 5B has a time per token, its pipeline is told so
+    extras=lambda c: {"expand_timesteps": c.in_channels == 48},
   ),
   "CogVideoXTransformer3DModel": Architecture(
     name="CogVideoXTransformer3DModel",

@@ -101,6 +101,11 @@ class CogVideoXConfig:
     return self.num_attention_heads * self.attention_head_dim
 
   @property
+  def text_dim(self) -> int:
+    """Width of the text embeddings, by the name it has for Wan."""
+    return self.text_embed_dim
+
+  @property
   def has_patch_bias(self) -> bool:
     """Whether the patch embedding has a bias."""
     return self.patch_bias or self.patch_size_t is not None

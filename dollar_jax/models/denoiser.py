@@ -1,6 +1,7 @@
 """A network with its noise process: where raw output becomes `x0`."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -12,6 +13,9 @@ from dollar_jax.diffusion import process as processes
 from dollar_jax.diffusion.process import Process
 from dollar_jax.models.wan import WanConfig, WanTransformer
 from dollar_jax.typing import Array, Params
+
+EXPERTS = ("transformer", "transformer_2")
+"""The network for noisy times and that for the others, as diffusers has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +31,16 @@ class Denoiser:
     process: the noise process it was trained on.
     prediction: what the output means, one of `process.PREDICTIONS`.
     shift: the time shift of its sampling and training grids; 1 is none.
+    boundary: the time from which on, towards noise, the first of two experts
+      answers, and below it the second (Wan 2.2 A14B). The parameters are then
+      a dict of two trees, by the names in `EXPERTS`; None has one network.
   """
 
   module: nn.Module
   process: Process
   prediction: str
   shift: float = 1.0
+  boundary: float | None = None
 
   @property
   def config(self) -> Any:
@@ -56,8 +64,15 @@ class Denoiser:
     """Makes random parameters for latents [T, H, W, C] and text [S, D]."""
     x = jnp.zeros((1, *latent_shape))
     text = jnp.zeros((1, *text_shape))
-    variables = self.module.init(key, x, jnp.zeros((1,)), text)
-    return nn.meta.unbox(variables["params"])
+
+    def init(key: chex.PRNGKey) -> Params:
+      variables = self.module.init(key, x, jnp.zeros((1,)), text)
+      return nn.meta.unbox(variables["params"])
+
+    if self.boundary is None:
+      return init(key)
+    keys = jax.random.split(key, len(EXPERTS))
+    return {n: init(k) for n, k in zip(EXPERTS, keys, strict=True)}
 
   def raw(
     self,
@@ -67,9 +82,28 @@ class Denoiser:
     text: Array,
     text_mask: Array | None = None,
   ) -> Array:
-    """The network's own output [B, T, H, W, C]; see `predict_x0`."""
-    variables = {"params": params}
-    return self.module.apply(variables, x_t, self.clock(t), text, text_mask)
+    """The network's own output [B, T, H, W, C]; see `predict_x0`.
+
+    Of two experts only one is computed where a batch is on one side of the
+    boundary, as in sampling.
+    """
+
+    def ask(tree: Params) -> Array:
+      variables = {"params": tree}
+      return self.module.apply(variables, x_t, self.clock(t), text, text_mask)
+
+    if self.boundary is None:
+      return ask(params)
+    noisy = t >= self.boundary
+    first, second = (functools.partial(ask, params[name]) for name in EXPERTS)
+
+    def each() -> Array:
+      return jnp.where(noisy.reshape(-1, 1, 1, 1, 1), first(), second())
+
+    def not_first() -> Array:
+      return jax.lax.cond(jnp.any(noisy), each, second)
+
+    return jax.lax.cond(jnp.all(noisy), first, not_first)
 
   def predict_x0(
     self,

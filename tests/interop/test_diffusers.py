@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import pickle
+import shutil
 
 import jax
 import numpy as np
@@ -370,3 +371,37 @@ def test_parts_are_checked_like_networks(saved, load, part):
   (saved / part).rmdir()
   with pytest.raises(ValueError, match=f"has no {part}/"):
     load(saved)
+
+
+@pytest.fixture
+def experts(tiny, tmp_path):
+  """Folder of a model of two experts, as Wan 2.2 A14B."""
+  denoiser = dataclasses.replace(tiny.denoiser, boundary=0.875)
+  params = {"transformer": tiny.params, "transformer_2": tiny.params}
+  diffusers.save(tmp_path / "experts", denoiser, params)
+  return tmp_path / "experts"
+
+
+def test_two_experts_come_back(experts, tiny):
+  denoiser, params = diffusers.load(experts)
+  assert denoiser == dataclasses.replace(tiny.denoiser, boundary=0.875)
+  assert list(params) == ["transformer", "transformer_2"]
+  jax.tree.map(
+    np.testing.assert_array_equal, params["transformer_2"], tiny.params
+  )
+
+
+@pytest.mark.parametrize("boundary", [1.5, 0.0, "high", True])
+def test_a_boundary_that_cannot_be_is_named(experts, boundary):
+  edit(experts / "model_index.json", boundary_ratio=boundary)
+  with pytest.raises(ValueError, match="must lie between 0 and 1"):
+    diffusers.load(experts)
+
+
+def test_experts_that_do_not_fit_are_named(experts):
+  edit(experts / "transformer_2" / "config.json", ffn_dim=24)
+  with pytest.raises(ValueError, match="two transformers of different sizes"):
+    diffusers.load(experts)
+  shutil.rmtree(experts / "transformer_2")
+  with pytest.raises(ValueError, match=r"transformer_2/config\.json is"):
+    diffusers.load(experts)

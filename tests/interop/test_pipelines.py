@@ -7,6 +7,7 @@ Each model is written by `interop.save`, opened by
 import dataclasses
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from dollar_jax.diffusion.timesteps import student_grid, teacher_grid
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.interop.schedulers import student_scheduler_to_json
 from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
-from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.denoiser import EXPERTS, Denoiser
 from dollar_jax.models.wan import WanConfig, WanTransformer
 from tests.interop.conftest import random_params
 
@@ -69,6 +70,9 @@ def cogvideox(snr_shift_scale=3.0):
 def exported(denoiser, folder, recipe):
   """The model as ours, and as the pipeline that opens its folder."""
   tree = random_params(denoiser, scale=0.3)
+  if denoiser.boundary is not None:
+    other = jax.tree.map(lambda x: -x, tree)
+    tree = dict(zip(EXPERTS, (tree, other), strict=True))
   Pipeline(denoiser, tree, None, None, recipe).save(folder)
   theirs = diffusers.DiffusionPipeline.from_pretrained(
     folder, vae=None, text_encoder=None, tokenizer=None
@@ -147,6 +151,21 @@ def test_the_guided_teacher_of_wan(tmp_path, monkeypatch):
   mine, wanted = sample_both(model, theirs, monkeypatch)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_two_experts_of_wan(tmp_path, monkeypatch, guidance):
+  denoiser = dataclasses.replace(wan(3.0), boundary=0.875)
+  recipe = TEACHER.as_student(student_grid(4, 5.0))  # two steps each
+  recipe = dataclasses.replace(recipe, guidance=guidance)
+  model, theirs = exported(denoiser, tmp_path / "m", recipe)
+  assert model.denoiser.boundary == theirs.config.boundary_ratio == 0.875
+  mine, wanted = sample_both(model, theirs, monkeypatch)
+  np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
+  # and it is not the first of them alone
+  params = {**model.params, "transformer_2": model.params["transformer"]}
+  alone, _ = sample_both(model.with_params(params, recipe), theirs, monkeypatch)
+  assert np.abs(alone - wanted).max() > 0.1
 
 
 @pytest.mark.parametrize("snr_shift_scale", [1.0, 3.0])

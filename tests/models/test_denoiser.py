@@ -175,3 +175,42 @@ def test_latents_that_do_not_fit_are_refused(wan):
     denoiser.predict_x0(params, x_t[..., :2], t, text)
   with pytest.raises(ValueError, match="do not divide into patches"):
     denoiser.predict_x0(params, x_t[:, :, :3], t, text)
+
+
+@pytest.mark.parametrize(
+  "times", [(1.0, 0.9), (0.875, 0.87), (0.5, 0.1)], ids=str
+)
+def test_each_time_is_answered_by_its_expert(times):
+  denoiser = Denoiser(Echo(EchoConfig()), FlowProcess(), "flow", boundary=0.875)
+  params = {
+    "transformer": {"bias": jnp.array([3.0])},
+    "transformer_2": {"bias": jnp.array([-5.0])},
+  }
+  x_t, _, text = _inputs()
+  t = jnp.array(times, jnp.float32)
+
+  def total(params):
+    return denoiser.raw(params, x_t, t, text).sum()
+
+  raw = jax.jit(denoiser.raw)(params, x_t, t, text)
+  one = dataclasses.replace(denoiser, boundary=None)
+  for i, time in enumerate(times):
+    expert = params["transformer" if time >= 0.875 else "transformer_2"]
+    wanted = one.raw(expert, x_t[i : i + 1], t[i : i + 1], text[i : i + 1])
+    np.testing.assert_allclose(raw[i : i + 1], wanted, rtol=1e-6)
+  grads = jax.grad(total)(params)
+  noisy = sum(time >= 0.875 for time in times)
+  assert grads["transformer"]["bias"] == noisy * x_t[0].size
+  assert grads["transformer_2"]["bias"] == (2 - noisy) * x_t[0].size
+
+
+def test_only_one_expert_is_computed_on_one_side_of_the_boundary(wan):
+  denoiser, params = wan
+  experts = dataclasses.replace(denoiser, boundary=0.875)
+  broken = jax.tree.map(lambda x: x * jnp.nan, params)
+  x_t, _, text = _inputs()
+  t = jnp.array([1.0, 0.9])
+  both = {"transformer": params, "transformer_2": broken}
+  # 0 * nan is nan: a masked answer would show in the gradient
+  grads = jax.grad(lambda p: experts.raw(p, x_t, t, text).sum())(both)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
