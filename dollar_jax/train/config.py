@@ -229,7 +229,11 @@ class TrainConfig:
     _check(batch >= 1, "data.batch_size", batch, "at least 1")
     _check(0 <= drop <= 1, "data.caption_dropout", drop, "between 0 and 1")
     _check_optimizer(self.optimizer, "optimizer", batch, "data")
+    source = "a folder of prepared latents, or 'moving_digits'"
+    _check(bool(self.data.source), "data.source", self.data.source, source)
     if self.task == "distill":
+      teacher = "a model folder, a run, or 'embedded'"
+      _check(bool(self.teacher), "teacher", self.teacher, teacher)
       _check_distill(self.distill)
       _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
       if self.distill.reward_weight:

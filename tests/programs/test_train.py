@@ -70,6 +70,8 @@ def test_teacher_config(refusal, entry, sentence):
   ("entry", "sentence"),
   [
     ("teacher=/nowhere", "/nowhere is not a folder"),
+    ("teacher=", "config.teacher is ''; it must be a model folder, a run, or"),
+    ("data.source=", "config.data.source is ''; it must be a folder of"),
     ("distill.num_steps=0", "config.distill.num_steps is 0; it must be"),
     ("distill.inputs=noise", "config.distill.inputs is 'noise'; it must be"),
     ("distill.cd_jump=99", "config.distill.cd_jump is 99; it must be 1 to 50"),
@@ -155,3 +157,27 @@ def test_config_comes_back_from_its_file():
   assert type(config.shift) is float
   assert from_config_dict(to_dict(config)) == config
   assert from_config_dict(to_dict(TrainConfig())) == TrainConfig()
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "wan/distill.py:t2v_1_3b",
+    "wan/distill.py:t2v_14b",
+    "wan/distill.py:ti2v_5b",
+    "wan/distill.py:t2v_a14b",
+    "cogvideox/distill.py",
+  ],
+)
+def test_configs_of_real_sizes_ask_for_teacher_and_data(refusal, name):
+  config = f"--config={ROOT}/configs/{name}"
+  assert "config.data.source is ''" in refusal(config)
+  data = "--config.data.source=latents"
+  assert "config.teacher is ''" in refusal(config, data)
+  teacher = "--config.teacher=/nowhere"
+  assert "/nowhere is not a folder" in refusal(config, data, teacher)
+
+
+def test_a_size_that_is_none_is_named(refusal):
+  message = refusal(f"--config={ROOT}/configs/wan/distill.py:t2v_13b")
+  assert "size 't2v_13b' is unknown; use one of ['t2v_14b'" in message
