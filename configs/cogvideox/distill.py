@@ -14,6 +14,8 @@ of ours.
 
 from ml_collections import ConfigDict
 
+from dollar_jax.train.config import complete
+
 
 def get_config() -> ConfigDict:
   """The run of any size."""
@@ -23,7 +25,7 @@ def get_config() -> ConfigDict:
     "weight_decay": 0.01,
     "clip_norm": 10.0,
   }
-  return ConfigDict(
+  return complete(
     {
       "task": "distill",
       "teacher": "",

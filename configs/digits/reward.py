@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   config.score_optimizer.learning_rate = 2e-4
   config.distill.reward_weight = 0.2
   config.distill.cd_warmup = config.distill.score_warmup = 0
-  config.reward = ConfigDict({"name": "jpeg_compressibility"})
-  config.reward_optimizer = ConfigDict({"learning_rate": 1e-3})
-  config.latent_reward = ConfigDict({"width": 64, "depth": 2})
+  config.reward.name = "jpeg_compressibility"
+  config.reward_optimizer.learning_rate = 1e-3
+  config.latent_reward.update({"width": 64, "depth": 2})
   return config

@@ -10,10 +10,12 @@ each setting does.
 
 from ml_collections import ConfigDict
 
+from dollar_jax.train.config import complete
+
 
 def get_config() -> ConfigDict:
   """The run of `dollar demo` for its 4-step student."""
-  return ConfigDict(
+  return complete(
     {
       "task": "distill",
       "teacher": "embedded",

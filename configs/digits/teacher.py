@@ -5,10 +5,12 @@ dollar train --config=configs/digits/teacher.py --workdir=runs/teacher
 
 from ml_collections import ConfigDict
 
+from dollar_jax.train.config import complete
+
 
 def get_config() -> ConfigDict:
   """The run that made dollar_jax/assets/digits."""
-  return ConfigDict(
+  return complete(
     {
       "task": "teacher",
       "steps": 4000,

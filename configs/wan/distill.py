@@ -16,6 +16,8 @@ guidance 5, ten score updates). The grid (1, 0.94, 0.83, 0.63) is FastGen's.
 
 from ml_collections import ConfigDict
 
+from dollar_jax.train.config import complete
+
 SIZES = {
   "t2v_1_3b": {"learning_rates": (1e-5, 1e-5), "steps": 6000},
   "t2v_14b": {"learning_rates": (1e-6, 1e-7), "score_steps": 10},
@@ -34,7 +36,7 @@ def get_config(size: str = "t2v_1_3b") -> ConfigDict:
     raise ValueError(f"size {size!r} is unknown; use one of {sorted(SIZES)}")
   choice = SIZES[size]
   student_rate, score_rate = choice["learning_rates"]
-  return ConfigDict(
+  return complete(
     {
       "task": "distill",
       "teacher": "",

@@ -15,7 +15,8 @@ from tqdm import tqdm
 from dollar_jax.diffusion import samplers, timesteps
 from dollar_jax.diffusion.guidance import guided
 from dollar_jax.interop import diffusers
-from dollar_jax.interop.recipe import Recipe, published_recipe
+from dollar_jax.interop.published import published_recipe
+from dollar_jax.interop.recipe import Recipe
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.typing import Array, Params
 
@@ -89,8 +90,8 @@ class Pipeline:
 
   @functools.cached_property
   def null_prompt(self) -> dict[str, np.ndarray]:
-    """`null_text` [S, D] and `null_mask` [S] of the empty prompt."""
-    text, mask = self.encode([""])
+    """`null_text` [S, D] and `null_mask` [S] of the negative prompt."""
+    text, mask = self.encode([self.recipe.negative_prompt])
     return {"null_text": text[0], "null_mask": mask[0]}
 
   def draw_noise(self, names: Sequence[str], seed: int) -> Array:
@@ -133,7 +134,8 @@ class Pipeline:
       text: [B, S, D].
       text_mask: [B, S].
       noises: [K, B, T, H, W, C], see `draw_noise`.
-      null_prompt: `null_text`, `null_mask` of guidance; None encodes "".
+      null_prompt: `null_text`, `null_mask` of guidance; None encodes the
+        recipe's negative prompt.
 
     Returns:
       Latents [B, T, H, W, C] float32.

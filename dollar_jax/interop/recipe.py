@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from dollar_jax.diffusion import timesteps
-from dollar_jax.models.cogvideox import CogVideoXConfig
-from dollar_jax.models.wan import WanConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +18,7 @@ class Recipe:
     guidance: standard guidance scale; 1 calls the network once a step.
     grid: a student's K times; empty for a teacher, which integrates the ODE.
     fresh_noise: share of fresh noise between a student's steps.
+    negative_prompt: what guidance leads away from.
   """
 
   latent_shape: tuple[int, ...]
@@ -28,6 +27,7 @@ class Recipe:
   guidance: float = 1.0
   grid: tuple[float, ...] = ()
   fresh_noise: float = 1.0
+  negative_prompt: str = ""
 
   @property
   def network_evaluations(self) -> int:
@@ -73,22 +73,3 @@ class Recipe:
     """The recipe of a few-step student with the same sizes."""
     grid = tuple(float(t) for t in timesteps.check_student_grid(tuple(grid)))
     return dataclasses.replace(self, steps=len(grid), guidance=1.0, grid=grid)
-
-
-def published_recipe(config: WanConfig | CogVideoXConfig) -> Recipe:
-  """How the publishers of a transformer sample it; any size is possible.
-
-  Wan 2.1 makes 81 frames of 480x832, Wan 2.2 5B 121 of 704x1280, CogVideoX the
-  size in its config. CogVideoX 1.5 makes whole pairs of latent frames, where
-  its pipeline makes one more and drops it.
-  """
-  if isinstance(config, CogVideoXConfig):
-    stretch = config.patch_size_t or 1
-    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
-    frames = -(-frames // stretch) * stretch
-    size = frames, config.sample_height, config.sample_width
-    fps = 8.0 if config.patch_size_t is None else 16.0
-    return Recipe((*size, config.out_channels), fps, 50, 6.0)
-  if config.out_channels == 48:
-    return Recipe((31, 44, 80, 48), 24.0, 50, 5.0)
-  return Recipe((21, 60, 104, config.out_channels), 16.0, 50, 5.0)

@@ -9,6 +9,7 @@ Prompts are a text, or a file with one a line. Videos are named
 """
 
 import collections
+import dataclasses
 import json
 import os
 import re
@@ -44,6 +45,12 @@ flags.DEFINE_float(
   "guidance",
   None,
   "Guidance scale w of u + w (c - u): samples as a teacher, along the ODE.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  "negative_prompt",
+  None,
+  "What guidance leads away from; the model's own if absent.",
   flag_values=FLAGS,
 )
 flags.DEFINE_string(
@@ -111,12 +118,15 @@ def read_prompts(value: str | None) -> list[str]:
 
 
 def choose_sampler(
-  model: Pipeline, steps: int | None, guidance: float | None
+  model: Pipeline,
+  steps: int | None,
+  guidance: float | None,
+  negative_prompt: str | None = None,
 ) -> Pipeline:
-  """The model with the sampler that `--steps` and `--guidance` ask for.
+  """The model with the sampler that the flags of these names ask for.
 
   Raises:
-    ValueError: if steps is below 1.
+    ValueError: if steps is below 1, or a negative prompt would do nothing.
   """
   recipe = model.recipe
   if guidance is not None or (steps is not None and not recipe.grid):
@@ -125,6 +135,13 @@ def choose_sampler(
     recipe = recipe.as_teacher(steps, scale)
   elif steps is not None and steps != recipe.steps:
     recipe = recipe.as_student(student_grid(steps, model.denoiser.shift))
+  if negative_prompt is not None:
+    if recipe.guidance == 1.0:
+      raise ValueError(
+        "--negative_prompt does nothing without guidance; give --guidance=W, "
+        "above 1, too"
+      )
+    recipe = dataclasses.replace(recipe, negative_prompt=negative_prompt)
   return model.with_params(model.params, recipe)
 
 
@@ -159,7 +176,9 @@ def main(values: flags.FlagValues) -> None:
   """
   prompts = read_prompts(values.prompts)
   model = choose_size(open_model(values.model), values.video_size)
-  model = choose_sampler(model, values.steps, values.guidance)
+  model = choose_sampler(
+    model, values.steps, values.guidance, values.negative_prompt
+  )
   text, mask, null = _embed(model, prompts, values.text_embeddings)
   count = values.samples_per_prompt
   jobs = [(p, i) for p in range(len(prompts)) for i in range(count)]

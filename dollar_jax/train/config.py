@@ -1,8 +1,8 @@
 """What a training run can be told, as frozen dataclasses.
 
-A config file returns an `ml_collections.ConfigDict`; `from_config_dict` turns
-it into a `TrainConfig` at the edge of the program, and nothing further in
-ever sees a ConfigDict.
+A config file returns an `ml_collections.ConfigDict`, by `complete`;
+`from_config_dict` turns it into a `TrainConfig` at the edge of the program, and
+nothing further in ever sees a ConfigDict.
 """
 
 import dataclasses
@@ -10,6 +10,8 @@ import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from dollar_jax.models.latent_reward import LatentRewardConfig
 from dollar_jax.models.wan import WanConfig
@@ -82,6 +84,7 @@ class DistillConfig:
       "data" (noised real latents).
     fresh_noise: share of fresh noise between steps, 0 to 1.
     guidance: standard guidance scale of the teacher.
+    negative_prompt: what it leads away from; empty takes the teacher's own.
     vsd_weight: weight of variational score distillation.
     cd_weight: weight of consistency distillation, beta_CD.
     reward_weight: weight of the latent reward, beta_FT.
@@ -103,6 +106,7 @@ class DistillConfig:
   inputs: str = "simulate"
   fresh_noise: float = 1.0
   guidance: float = 3.0
+  negative_prompt: str = ""
   vsd_weight: float = 1.0
   cd_weight: float = 0.5
   reward_weight: float = 0.0
@@ -292,6 +296,16 @@ def _check_distill(d: DistillConfig) -> None:
   check(ordered, "time_low", f"from 0 to below time_high ({d.time_high})")
   check(1 <= d.cd_jump <= d.cd_grid, "cd_jump", f"1 to {d.cd_grid} (cd_grid)")
   check(d.huber > 0, "huber", "above 0")
+
+
+def complete(values: Mapping[str, Any]) -> ConfigDict:
+  """What a config file returns: `values`, and the defaults of all the rest.
+
+  Only entries that are there can be overridden on the command line.
+  """
+  config = ConfigDict(dataclasses.asdict(TrainConfig()))
+  config.update(values)
+  return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -88,6 +88,10 @@ def _base(config: TrainConfig) -> Pipeline:
         f"{config.teacher} is an unfinished run with scan="
         f"{denoiser.config.scan}; finish it, or set config.scan to the same"
       )
+    if config.distill.negative_prompt:
+      prompt = config.distill.negative_prompt
+      recipe = dataclasses.replace(base.recipe, negative_prompt=prompt)
+      base = base.with_params(base.params, recipe)
   else:
     codec = datasets.digits_codec(config.data)
     clip = datasets.digits_clip_shape()

@@ -5,19 +5,26 @@ Each model is written by `interop.save`, opened by
 """
 
 import dataclasses
+import pathlib
+import shutil
 import sys
 
 import jax
 import numpy as np
 import pytest
 
+from dollar_jax import cli
 from dollar_jax.diffusion.process import FlowProcess, VPProcess
 from dollar_jax.diffusion.timesteps import student_grid, teacher_grid
+from dollar_jax.interop import diffusers as ours
+from dollar_jax.interop import keymaps
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.interop.schedulers import student_scheduler_to_json
 from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
 from dollar_jax.models.denoiser import EXPERTS, Denoiser
 from dollar_jax.models.wan import WanConfig, WanTransformer
+from dollar_jax.train import datasets
+from dollar_jax.train.config import DataConfig
 from tests.interop.conftest import random_params
 
 try:
@@ -28,9 +35,10 @@ except ImportError:  # tests/conftest.py skips the marked tests, or fails them
 
 pytestmark = pytest.mark.torch
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORDS = 5
 TEACHER = Recipe(latent_shape=(3, 4, 6, 4), steps=50, guidance=3.0)
-"""How it is sampled; the pipelines ask for 9 frames of 32x48."""
+"""How it is sampled."""
 
 WAN = WanConfig(
   num_attention_heads=3,
@@ -84,17 +92,18 @@ def exported(denoiser, folder, recipe):
 def inputs(model):
   rng = np.random.default_rng(2)
   recipe, config = model.recipe, model.denoiser.config
-  width = getattr(config, "text_dim", None) or config.text_embed_dim
+  width = config.text_dim
   count = max(len(recipe.grid), 1)
   noises = rng.standard_normal((count, 2, *recipe.latent_shape))
-  text = rng.standard_normal((2, WORDS, width))
-  null = rng.standard_normal((WORDS, width))
+  words = getattr(config, "max_text_seq_length", WORDS)
+  text = rng.standard_normal((2, words, width))
+  null = rng.standard_normal((words, width))
   return tuple(a.astype(np.float32) for a in (noises, text, null))
 
 
 def sample_both(model, theirs, monkeypatch):
   noises, text, null = inputs(model)
-  mask = np.ones((2, WORDS), bool)
+  mask = np.ones(text.shape[:2], bool)
   null_prompt = {"null_text": null, "null_mask": mask[0]}
   mine = model.sample_latents(text, mask, noises, null_prompt)
 
@@ -103,6 +112,7 @@ def sample_both(model, theirs, monkeypatch):
   module = sys.modules[type(theirs.scheduler).__module__]
   if hasattr(module, "randn_tensor"):
     monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: later.pop(0))
+  time, rows, columns, _ = model.recipe.latent_shape
   guided = {}
   if model.recipe.guidance != 1.0:
     negative = torch.from_numpy(null).expand(2, -1, -1)
@@ -111,9 +121,9 @@ def sample_both(model, theirs, monkeypatch):
     out = theirs(
       prompt_embeds=torch.from_numpy(text),
       latents=first,
-      num_frames=9,
-      height=32,
-      width=48,
+      num_frames=4 * time - 3,
+      height=8 * rows,
+      width=8 * columns,
       num_inference_steps=model.recipe.steps,
       guidance_scale=model.recipe.guidance,
       output_type="latent",
@@ -206,6 +216,105 @@ def test_few_step_students_of_cogvideox(
   model, theirs = exported(denoiser, tmp_path / "m", recipe)
   assert model.denoiser.process == denoiser.process
   assert isinstance(theirs.scheduler, diffusers.LCMScheduler)
+  mine, wanted = sample_both(model, theirs, monkeypatch)
+  assert np.std(wanted) > 0.1
+  np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
+
+
+TINY_DIGITS = {"in_channels": 8, "out_channels": 8, "num_layers": 1}
+DIGITS = {
+  "wan": dataclasses.replace(WAN, **TINY_DIGITS, text_dim=64),
+  "cogvideox": dataclasses.replace(
+    COGVIDEOX, **TINY_DIGITS, text_embed_dim=64, max_text_seq_length=4
+  ),
+}
+
+
+def write_teacher(kind, folder):
+  """A pipeline as diffusers writes it, with our codec and words beside it."""
+  torch.manual_seed(0)
+  if kind == "wan":
+    form = keymaps.TRANSFORMERS["WanTransformer3DModel"]
+    network = diffusers.WanTransformer3DModel(**form.to_json(DIGITS[kind]))
+    scheduler = diffusers.UniPCMultistepScheduler(
+      prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipeline = diffusers.WanPipeline(None, None, None, scheduler, network)
+  else:
+    form = keymaps.TRANSFORMERS["CogVideoXTransformer3DModel"]
+    network = diffusers.CogVideoXTransformer3DModel(
+      **form.to_json(DIGITS[kind])
+    )
+    scheduler = diffusers.CogVideoXDDIMScheduler(
+      prediction_type="v_prediction",
+      rescale_betas_zero_snr=True,
+      snr_shift_scale=1.0,
+      timestep_spacing="trailing",
+    )
+    pipeline = diffusers.CogVideoXPipeline(None, None, None, network, scheduler)
+  with torch.no_grad():
+    for weight in network.parameters():  # no norm or table is trivial
+      weight.add_(0.1 * torch.randn(weight.shape))
+  pipeline.save_pretrained(folder)
+  codec = datasets.digits_codec(DataConfig(clips=80, channels=8))
+  words = datasets.digits_text_encoder()
+  parts = folder.with_name("parts")
+  denoiser, params = ours.load(folder)
+  ours.save(parts, denoiser, params, codec, words)
+  for part in ("vae", "text_encoder"):
+    shutil.copytree(parts / part, folder / part)
+
+
+@pytest.fixture
+def quick_compiles():
+  """Compiling for speed would take most of a short training's time."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize(
+  "kind, config",
+  [("wan", "wan/distill.py:t2v_1_3b"), ("cogvideox", "cogvideox/distill.py")],
+)
+def test_a_teacher_of_diffusers_is_distilled_and_goes_back(
+  tmp_path, monkeypatch, quick_compiles, kind, config
+):
+  teacher, run = tmp_path / "teacher", tmp_path / "run"
+  write_teacher(kind, teacher)
+  changes = {
+    "teacher": teacher,
+    "steps": 2,
+    "dtype": "float32",
+    "frozen_dtype": "float32",
+    "remat": "none",
+    "data.source": "moving_digits",
+    "data.clips": 80,
+    "data.batch_size": 4,
+    "optimizer.warmup_steps": 0,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.ema": 0.5,
+    "score_optimizer.warmup_steps": 0,
+    "distill.num_steps": 2,
+    "distill.score_steps": 1,
+  }
+  flags = [f"--config.{name}={value}" for name, value in changes.items()]
+  line = ["train", f"--config={ROOT}/configs/{config}", f"--workdir={run}"]
+  assert cli.main([*line, *flags]) == 0
+
+  model = Pipeline.load(run / "model")
+  assert model.recipe.latent_shape == (2, 4, 4, 8)
+  assert model.recipe.steps == 2
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(),
+    model.params,
+    Pipeline.load(teacher).params,
+  )
+  assert max(jax.tree.leaves(moved)) > 1e-3
+  theirs = diffusers.DiffusionPipeline.from_pretrained(
+    run / "model", vae=None, text_encoder=None, tokenizer=None
+  )
+  theirs.set_progress_bar_config(disable=True)
   mine, wanted = sample_both(model, theirs, monkeypatch)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)

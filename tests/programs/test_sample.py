@@ -150,6 +150,22 @@ def test_steps_and_guidance_choose_the_sampler(models):
   assert (chosen.steps, chosen.network_evaluations) == (5, 5)
 
 
+def test_guidance_leads_away_from_the_negative_prompt(models):
+  teacher = Pipeline.load(models / "teacher")
+  away = sample.choose_sampler(teacher, None, None, "a 7 moving up")
+  text, mask = teacher.encode(["a 7 moving up"])
+  np.testing.assert_array_equal(away.null_prompt["null_text"], text[0])
+  np.testing.assert_array_equal(away.null_prompt["null_mask"], mask[0])
+  assert not teacher.null_prompt["null_mask"].any()
+  text, mask = teacher.encode(PROMPTS[:1])
+  noises = teacher.draw_noise(["one"], 0)
+  one, other = (m.sample_latents(text, mask, noises) for m in (teacher, away))
+  assert np.abs(one - other).max() > 0.01
+  student = Pipeline.load(models / "student")
+  with pytest.raises(ValueError, match="does nothing without guidance"):
+    sample.choose_sampler(student, None, None, "a 7 moving up")
+
+
 def test_videos_can_have_another_size(models, run):
   code, err, latents = run(PROMPTS[0], "--video_size=12x24x48")
   assert (code, err) == (0, "")
