@@ -24,7 +24,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 # What the parity tests compare with. requirements/test.txt installs it for
 # Python 3.11 only, where its absence must not pass for success.
-PARITY_PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
+PARITY_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 
 
 LONG_GROUPS = ("tests/programs/test_demo.py", "tests/train")

@@ -8,6 +8,7 @@ scheduler/             noise process, prediction type, time shift; of a
 vae/, text_encoder/    diffusers' or our own codec and text encoder, the latter
                        under our class names; a T5 is copied as it was, with
                        its tokenizer/
+pytorch_lora_weights.safetensors   what a student has learnt, as adapters
 recipe.json            how the model was made and how to sample it
 """
 
@@ -34,9 +35,11 @@ from dollar_jax.interop.folders import (
   replace_folder,
   write_json,
 )
-from dollar_jax.interop.keymaps import TRANSFORMERS, Architecture
+from dollar_jax.interop.keymaps import TRANSFORMERS
+from dollar_jax.interop.lora_weights import write_adapters
 from dollar_jax.interop.networks import (
   WEIGHTS,
+  form_of,
   known_class,
   open_weights,
   read_config,
@@ -99,6 +102,7 @@ def save(
   recipe: Mapping[str, Any] | None = None,
   *,
   dtype: str | None = None,
+  adapters: Params | None = None,
 ) -> None:
   """Writes a pipeline folder, whole or not at all.
 
@@ -116,6 +120,8 @@ def save(
       one for them, and the process it was trained on goes into the recipe.
     dtype: stores the network as one of `convert.DTYPES`; None keeps each
       parameter's type.
+    adapters: what of `params` was trained as adapters; they are written
+      beside it as well, for `load_lora_weights` of diffusers.
 
   Raises:
     ValueError: if a part has no place in such a folder, or `path` holds
@@ -131,7 +137,7 @@ def save(
       f"the recipe cannot be written as JSON ({error}); give plain numbers, "
       "strings, lists and dicts"
     ) from None
-  architecture = _architecture(denoiser.module)
+  architecture = form_of(denoiser.module)
   recipe, scheduler = _scheduling(denoiser, recipe)
   networks = {"transformer": params} if denoiser.boundary is None else params
   parts = [
@@ -162,6 +168,8 @@ def save(
       fields = {"_class_name": part.kind, **part.config}
       write_json(target / "config.json", fields)
       write_weights(target, part.stem, part.arrays)
+    if adapters is not None:
+      write_adapters(folder, denoiser, adapters)
     if isinstance(text_encoder, T5Encoder):
       index |= text_encoder.copy_to(folder)
     write_json(folder / "model_index.json", index)
@@ -273,7 +281,7 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
 def _network_part(
   name: str, denoiser: Denoiser, params: Params, dtype: str | None
 ) -> Part:
-  architecture = _architecture(denoiser.module)
+  architecture = form_of(denoiser.module)
   tensors = convert.tree_to_torch(
     params, architecture.keymap(denoiser.config), template(denoiser.module)
   )
@@ -284,7 +292,7 @@ def _network_part(
 
 
 def _read_params(folder: Path, module: nn.Module) -> Params:
-  keymap = _architecture(module).keymap(module.config)
+  keymap = form_of(module).keymap(module.config)
   try:
     return convert.torch_to_tree(open_weights(folder), keymap, template(module))
   except ValueError as error:
@@ -343,16 +351,6 @@ def _plain_part(name: str, part: Any, known: dict[str, type]) -> Part:
     raise ValueError(f"a {kind} cannot be saved; known are {sorted(known)}")
   stem = WEIGHTS if name == "vae" else TEXT_WEIGHTS
   return Part(name, kind, part.config, part.arrays, stem)
-
-
-def _architecture(module: nn.Module) -> Architecture:
-  for architecture in TRANSFORMERS.values():
-    if type(module) is architecture.module:
-      return architecture
-  raise ValueError(
-    f"a {type(module).__name__} has no diffusers twin; known are "
-    f"{sorted(TRANSFORMERS)}"
-  )
 
 
 def _load_part(

@@ -52,9 +52,11 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-  """Writes a JSON object; makes the folder it is in."""
-  file.parent.mkdir(exist_ok=True)
-  file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  """Writes a JSON object, whole or not at all; makes the folder it is in."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  part = file.with_name(f".{file.name}.part")
+  part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  part.replace(file)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -61,6 +61,21 @@ def open_weights(folder: Path) -> dict[str, LazyTensor]:
   return {k: w for k, w in weights.items() if architecture.is_read(k)}
 
 
+def form_of(module: nn.Module) -> Architecture:
+  """What diffusers has for one of our networks.
+
+  Raises:
+    ValueError: if it has nothing.
+  """
+  for architecture in TRANSFORMERS.values():
+    if type(module) is architecture.module:
+      return architecture
+  raise ValueError(
+    f"a {type(module).__name__} has no diffusers twin; known are "
+    f"{sorted(TRANSFORMERS)}"
+  )
+
+
 def template(module: nn.Module) -> Params:
   """Shapes of a transformer's parameters; computes nothing."""
   inputs = {

@@ -18,6 +18,7 @@ from dollar_jax.interop import diffusers
 from dollar_jax.interop.published import published_recipe
 from dollar_jax.interop.recipe import Recipe
 from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.lora import Adapted, merge
 from dollar_jax.typing import Array, Params
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "digits"
@@ -34,6 +35,7 @@ class Pipeline:
     codec: decodes latents; None leaves latents.
     text_encoder: embeds prompts; None takes embeddings only.
     recipe: how it is sampled.
+    adapters: what of the parameters was trained as adapters, if that is so.
   """
 
   denoiser: Denoiser
@@ -41,6 +43,7 @@ class Pipeline:
   codec: Any
   text_encoder: Any
   recipe: Recipe
+  adapters: Params | None = None
 
   @classmethod
   def load(cls, path: str | Path, scan: bool = False) -> "Pipeline":
@@ -69,11 +72,21 @@ class Pipeline:
     """Writes a model folder; `extra` goes to recipe.json."""
     recipe = self.recipe.to_json() | extra
     parts = self.codec, self.text_encoder, recipe
-    diffusers.save(path, self.denoiser, self.params, *parts, dtype=dtype)
+    options = {"dtype": dtype, "adapters": self.adapters}
+    diffusers.save(path, self.denoiser, self.params, *parts, **options)
 
   def with_params(self, params: Params, recipe: Recipe) -> "Pipeline":
     """The same model with other weights and recipe."""
-    return dataclasses.replace(self, params=params, recipe=recipe)
+    return dataclasses.replace(
+      self, params=params, recipe=recipe, adapters=None
+    )
+
+  def with_adapters(self, adapters: Params, recipe: Recipe) -> "Pipeline":
+    """The same model with adapters merged into its weights."""
+    merged = merge(Adapted(self.params, adapters))
+    return dataclasses.replace(
+      self, params=merged, recipe=recipe, adapters=adapters
+    )
 
   def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Embeds prompts: text [B, S, D], text_mask [B, S].

@@ -6,6 +6,7 @@ import einops
 import flax.linen as nn
 import jax
 
+from dollar_jax.models.lora import COLLECTION
 from dollar_jax.typing import Array
 
 REMAT_POLICIES = {
@@ -51,7 +52,7 @@ def repeat_blocks(
   if config.scan:
     stack = nn.scan(
       block,
-      variable_axes={"params": 0},
+      variable_axes={"params": 0, COLLECTION: 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,
       length=config.num_layers,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from dollar_jax.diffusion import process as processes
 from dollar_jax.diffusion.process import Process
+from dollar_jax.models.lora import COLLECTION, Adapted
 from dollar_jax.models.wan import WanConfig, WanTransformer
 from dollar_jax.typing import Array, Params
 
@@ -76,7 +77,7 @@ class Denoiser:
 
   def raw(
     self,
-    params: Params,
+    params: Params | Adapted,
     x_t: Array,
     t: Array,
     text: Array,
@@ -87,15 +88,20 @@ class Denoiser:
     Of two experts only one is computed where a batch is on one side of the
     boundary, as in sampling.
     """
+    trees = {"params": params}
+    if isinstance(params, Adapted):
+      trees = {"params": params.base, COLLECTION: params.adapters}
 
-    def ask(tree: Params) -> Array:
-      variables = {"params": tree}
-      return self.module.apply(variables, x_t, self.clock(t), text, text_mask)
+    def ask(trees: dict[str, Params]) -> Array:
+      return self.module.apply(trees, x_t, self.clock(t), text, text_mask)
 
     if self.boundary is None:
-      return ask(params)
+      return ask(trees)
+    first, second = (
+      functools.partial(ask, {k: tree[name] for k, tree in trees.items()})
+      for name in EXPERTS
+    )
     noisy = t >= self.boundary
-    first, second = (functools.partial(ask, params[name]) for name in EXPERTS)
 
     def each() -> Array:
       return jnp.where(noisy.reshape(-1, 1, 1, 1, 1), first(), second())
@@ -107,7 +113,7 @@ class Denoiser:
 
   def predict_x0(
     self,
-    params: Params,
+    params: Params | Adapted,
     x_t: Array,
     t: Array,
     text: Array,
@@ -116,7 +122,7 @@ class Denoiser:
     """Predicts the clean latent.
 
     Args:
-      params: the network's parameters.
+      params: the network's parameters, or another's with adapters.
       x_t: [B, T, H, W, C] noised latents.
       t: [B] times in [0, 1], 1 = noise.
       text: [B, S, D] text embeddings.

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dollar_jax.models import lora
 from dollar_jax.typing import Array
 
 
 class Dense(nn.Module):
   """A linear layer over the last axis, in `dtype`, parameters in float32.
+
+  Adds what its low-rank adapter says, where it is given one (`lora`).
 
   Attributes:
     features: output width.
@@ -42,6 +45,9 @@ class Dense(nn.Module):
     if flat:
       rows = rows.reshape(-1, x.shape[-1])
     y = rows @ kernel.astype(self.dtype)
+    if self.has_variable(lora.COLLECTION, "a"):
+      a, b = (self.get_variable(lora.COLLECTION, name) for name in "ab")
+      y = y + (rows @ a.astype(self.dtype)) @ b.astype(self.dtype)
     if self.use_bias:
       bias = self.param(
         "bias",

@@ -10,7 +10,6 @@ that training never sees, and writes report.html and metrics.json. What is
 finished in the workdir is not done again.
 """
 
-import json
 import time
 from typing import Any
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from dollar_jax.data import moving_digits
 from dollar_jax.evaluation import intervals
+from dollar_jax.interop.folders import write_json
 from dollar_jax.programs._demo_report import (
   write_ablation_report,
   write_demo_report,
@@ -209,9 +209,7 @@ def main(values: flags.FlagValues) -> None:
     result, name = run_ablation(demo, values.seeds), "ablation.json"
   else:
     result, name = run_demo(demo), "metrics.json"
-  part = demo.workdir / f".{name}.part"
-  part.write_text(json.dumps(result, indent=2) + "\n")
-  part.replace(demo.workdir / name)
+  write_json(demo.workdir / name, result)
   rows = result.get("settings") or [result["teacher"], *result["students"]]
   print(f"{'':28} {'Fréchet':>8} {'captions':>9} {'diversity':>9}")
   for row in rows:

@@ -8,8 +8,6 @@ Clips of the embedded digits model are judged on digit and direction too, and
 compared with held-out real clips.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from dollar_jax.data.videos import list_videos, read_video
 from dollar_jax.evaluation import intervals
 from dollar_jax.evaluation.judges import ClipJudge
 from dollar_jax.evaluation.scorecard import evaluate_clips
+from dollar_jax.interop.folders import write_json
 from dollar_jax.rewards.base import get_reward, score
 
 FLAGS = flags.FlagValues()
@@ -182,11 +181,7 @@ def main(values: flags.FlagValues) -> None:
     print("Fréchet distance and the like need two clips of a caption or more")
   elif judged:
     result |= _judge_digits(clips, prompts, values.reference)
-  out = Path(values.out)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  part = out.with_name(f".{out.name}.part")
-  part.write_text(json.dumps(result, indent=2) + "\n")
-  os.replace(part, out)
+  write_json(Path(values.out), result)
   for name, value in _rows(result):
     print(f"{name:32} {value}")
 

@@ -180,6 +180,9 @@ class TrainConfig:
       `models.blocks.REMAT_POLICIES`.
     scan: whether a network's blocks run under `nn.scan`: compiles faster,
       runs slower on a CPU.
+    lora_rank: rank of the adapters that are trained in place of the student
+      and the fake score, which then share the teacher's weights; 0 trains
+      whole networks. For "distill".
     log_every: updates between lines of metrics.
     model: the transformer, for "teacher".
     shift: the model's time shift, for "teacher".
@@ -203,6 +206,7 @@ class TrainConfig:
   frozen_dtype: str = "float32"
   remat: str = "none"
   scan: bool = True
+  lora_rank: int = 0
   log_every: int = 10
   model: WanConfig = WanConfig()
   shift: float = 1.0
@@ -222,6 +226,9 @@ class TrainConfig:
     _check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
     _check(self.log_every >= 1, "log_every", self.log_every, "at least 1")
     _check(self.shift > 0, "shift", self.shift, "above 0")
+    _check(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 or more")
+    alone = self.task == "distill" or not self.lora_rank
+    _check(alone, "lora_rank", self.lora_rank, "0 for a teacher")
     for name in ("every", "keep"):
       value = getattr(self.checkpoint, name)
       _check(value >= 1, f"checkpoint.{name}", value, "at least 1")

@@ -1,7 +1,6 @@
 """The training loop: cadence, progress, metrics, checkpoints, stopping."""
 
 import contextlib
-import json
 import zlib
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from dollar_jax.interop.folders import write_json
 from dollar_jax.parallel.mesh import make_mesh, shard_batch
 from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
@@ -147,10 +147,7 @@ def fit(
 
 def write_config(config: TrainConfig, workdir: str) -> None:
   """Writes `workdir/config.json`, whole or not at all."""
-  path = epath.Path(workdir) / "config.json"
-  part = path.with_name(f".{path.name}.part")
-  part.write_text(json.dumps(to_dict(config), indent=2))
-  part.replace(path)
+  write_json(epath.Path(workdir) / "config.json", to_dict(config))
 
 
 _NETWORKS = {

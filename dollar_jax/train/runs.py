@@ -1,7 +1,6 @@
 """A run from its config: model, data, training, export of the result."""
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -10,8 +9,10 @@ from etils import epath
 
 from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
+from dollar_jax.interop.folders import read_json, write_json
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.denoiser import make_wan
+from dollar_jax.models.lora import init_adapters
 from dollar_jax.models.wan import WanConfig
 from dollar_jax.parallel.mesh import check_batch, make_mesh
 from dollar_jax.train import datasets
@@ -23,6 +24,7 @@ from dollar_jax.train.student_step import Student
 from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import Params
 
+RECIPE_FILE = "recipe.json"
 TEACHER_STEPS = 50
 TEACHER_GUIDANCE = 1.6
 """How a teacher trained here is sampled, unless told otherwise."""
@@ -64,18 +66,32 @@ def train(
   base = _sized_as_data(base, source[0], config.data.source)
   batches = Batches(make_batches(source, config.data.batch_size, config.seed))
   if config.task == "teacher":
+    recipe = base.recipe
     task = TeacherTask(
-      base.denoiser, config, base.null_prompt, base.recipe.latent_shape
+      base.denoiser, config, base.null_prompt, recipe.latent_shape
     )
-    state = fit(task, batches, config, workdir, progress)
-    result = base.with_params(state.averaged, base.recipe)
   else:
     task, recipe = _distillation(config, base)
-    state = fit(task, batches, config, workdir, progress)
-    result = base.with_params(state.student.averaged, recipe)
-  result = dataclasses.replace(result, params=jax.device_get(result.params))
+  write_json(folder / RECIPE_FILE, recipe.to_json())
+  state = fit(task, batches, config, workdir, progress)
+  network = state if config.task == "teacher" else state.student
+  result = _trained(base, network.averaged, recipe, config)
+  result = dataclasses.replace(
+    result,
+    params=jax.device_get(result.params),
+    adapters=jax.device_get(result.adapters),
+  )
   result.save(folder / "model", config=to_dict(config))
   return result
+
+
+def _trained(
+  base: Pipeline, trained: Params, recipe: Recipe, config: TrainConfig
+) -> Pipeline:
+  """The result: a network's own parameters, or adapters on the teacher's."""
+  if config.lora_rank:
+    return base.with_adapters(trained, recipe)
+  return base.with_params(trained, recipe)
 
 
 def _base(config: TrainConfig) -> Pipeline:
@@ -157,7 +173,7 @@ def _sized_as_data(
 def _distillation(
   config: TrainConfig, base: Pipeline
 ) -> tuple[DistillTask, Recipe]:
-  student = Student(base.denoiser, config.distill)
+  student = Student(base.denoiser, config.distill, config.lora_rank)
   tuner = None
   if config.distill.reward_weight:
     tuner = RewardTuner(
@@ -169,8 +185,11 @@ def _distillation(
     )
   start = None
   if config.student:
-    start = _start(config.student, config.scan)
-    _check_start(start, base.params, config.student)
+    start = _start(config.student, config.scan, config.lora_rank)
+    like = base.params
+    if config.lora_rank:
+      like = init_adapters(jax.random.key(0), like, config.lora_rank)
+    _check_start(start, like, config.student)
   task = DistillTask(
     student, base.params, config, base.null_prompt, tuner, start
   )
@@ -181,10 +200,17 @@ def _distillation(
   return task, recipe
 
 
-def _start(path: str, scan: bool) -> dict[str, Params]:
-  """Parameters to start the student (and its fake score) from."""
+def _start(path: str, scan: bool, lora_rank: int) -> dict[str, Params]:
+  """Parameters, or adapters, to start the student and its fake score from.
+
+  Raises:
+    ValueError: if adapters of the rank are asked for and `path` is no run
+      that trains such.
+  """
+  networks, rank = {}, 0
   if (epath.Path(path) / "checkpoints").is_dir():
-    networks = read_networks(path)
+    networks, rank = read_networks(path), _run_config(path).lora_rank
+  if rank == lora_rank:
     found = {
       name: networks[name]["params"]
       for name in ("student", "fake_score")
@@ -192,7 +218,18 @@ def _start(path: str, scan: bool) -> dict[str, Params]:
     }
     if found:
       return found
+  if lora_rank:
+    raise ValueError(
+      f"config.student is {path}, which holds no adapters of rank {lora_rank}; "
+      "start from a run with the same config.lora_rank, make this student the "
+      "teacher, or set config.lora_rank to 0"
+    )
   return {"student": open_model(path, scan).params}
+
+
+def _run_config(path: str) -> TrainConfig:
+  """The config of a run's folder."""
+  return from_config_dict(read_json(epath.Path(path) / "config.json"))
 
 
 def _check_start(start: dict[str, Params], teacher: Params, name: str) -> None:
@@ -226,14 +263,9 @@ def open_model(name: str, scan: bool = False) -> Pipeline:
   config_file = folder / "config.json"
   if not (folder / "checkpoints").is_dir() or not config_file.exists():
     return Pipeline.load(name, scan)
-  config = from_config_dict(json.loads(config_file.read_text()))
+  config = _run_config(name)
   base, networks = _base(config), read_networks(name)
-  if config.task == "teacher":
-    state, recipe = networks, base.recipe
-  else:
-    grid = Student(base.denoiser, config.distill).grid
-    state, recipe = networks["student"], base.recipe.as_student(grid)
-    fresh = config.distill.fresh_noise
-    recipe = dataclasses.replace(recipe, fresh_noise=fresh)
+  state = networks if config.task == "teacher" else networks["student"]
   params = state["params"] if state["ema"] is None else state["ema"]
-  return base.with_params(jax.tree.map(jnp.asarray, params), recipe)
+  recipe = Recipe.from_json(read_json(folder / RECIPE_FILE))
+  return _trained(base, jax.tree.map(jnp.asarray, params), recipe, config)

@@ -20,21 +20,23 @@ def make_score_step(
 ) -> Step:
   """Builds the fake score's update: denoising the student's own samples.
 
-  `frozen` needs `student`, the student's parameters; `batch` is the
-  student's. The loss is in the network's own prediction space.
+  `frozen` needs `student`, the student's parameters, and `teacher` where both
+  are adapters; `batch` is the student's. The loss is in the network's own
+  prediction space.
   """
   denoiser, c = student.denoiser, student.config
 
   def step(state: NetworkState, frozen: PyTree, batch: PyTree, key: Array):
     def loss_fn(params: Params, batch: PyTree, key: Array):
       sample_key, time_key, noise_key = jax.random.split(key, 3)
-      x0, *text = student.samples(frozen["student"], batch, sample_key)
+      sampler = student.bind(frozen["student"], frozen)
+      x0, *text = student.samples(sampler, batch, sample_key)
       t = draw_score_time(
         time_key, x0.shape[0], denoiser.shift, c.time_low, c.time_high
       )
       eps = jax.random.normal(noise_key, x0.shape)
       x_t = processes.add_noise(denoiser.process, x0, eps, t)
-      raw = denoiser.raw(params, x_t, t, *text)
+      raw = denoiser.raw(student.bind(params, frozen), x_t, t, *text)
       kind = denoiser.prediction
       target = processes.target(denoiser.process, x0, eps, t, kind)
       return denoising_loss(raw, target), {}

@@ -22,6 +22,7 @@ from dollar_jax.losses.reward import reward_force, reward_loss
 from dollar_jax.losses.vsd import vsd_gradient, vsd_loss
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.latent_reward import LatentReward
+from dollar_jax.models.lora import Adapted
 from dollar_jax.train.config import DistillConfig, OptimizerConfig
 from dollar_jax.train.state import NetworkState, apply_gradients, gradients
 from dollar_jax.train.teacher_step import Step
@@ -35,10 +36,13 @@ class Student:
   Attributes:
     denoiser: the network that teacher, student and fake score have in common.
     config: the losses and the sampler's settings.
+    lora_rank: where above 0, the parameters of student and fake score are
+      adapters of this rank on the teacher's.
   """
 
   denoiser: Denoiser
   config: DistillConfig
+  lora_rank: int = 0
 
   @property
   def grid(self) -> np.ndarray:
@@ -47,6 +51,10 @@ class Student:
       return timesteps.check_student_grid(self.config.grid)
     shift = self.config.grid_shift or self.denoiser.shift
     return timesteps.student_grid(self.config.num_steps, shift)
+
+  def bind(self, params: Params, frozen: PyTree) -> Params | Adapted:
+    """What a network computes with: its own, or adapters on the teacher's."""
+    return Adapted(frozen["teacher"], params) if self.lora_rank else params
 
   def predict(self, params: Params, text: Array, text_mask: Array) -> PredictFn:
     """Binds parameters and text: `f(x_t, t) -> x0`."""
@@ -134,7 +142,8 @@ def _vsd_force(
   eps = jax.random.normal(noise_key, x0.shape)
   x_t = processes.add_noise(denoiser.process, x0, eps, t)
   real = _teacher(student, frozen, text)(x_t, t)
-  fake = student.predict(frozen["fake_score"], *text)(x_t, t)
+  fake_score = student.bind(frozen["fake_score"], frozen)
+  fake = student.predict(fake_score, *text)(x_t, t)
   return vsd_gradient(x0, real, fake)
 
 
@@ -169,7 +178,8 @@ def _consistency_loss(
   jumped = ddim_step(
     denoiser.process, x_t, _teacher(student, frozen, text)(x_t, t), t, s
   )
-  ahead = student.predict(frozen["ema"], *text)(jumped, s)
+  ema = student.bind(frozen["ema"], frozen)
+  ahead = student.predict(ema, *text)(jumped, s)
   at_data = (s == 0).reshape(-1, *[1] * (x0.ndim - 1))
   target = jax.lax.stop_gradient(jnp.where(at_data, jumped, ahead))
   return pseudo_huber(student.predict(params, *text)(x_t, t), target, c.huber)
@@ -195,8 +205,11 @@ def make_student_step(
     def loss_fn(params: Params, batch: PyTree, key: Array):
       input_key, vsd_key, cd_key = jax.random.split(key, 3)
       total, metrics = jnp.zeros(()), {}
+      params, held_still = (
+        student.bind(p, frozen) for p in (params, state.params)
+      )
       if c.vsd_weight or c.reward_weight:
-        x_t, t, *text = student.inputs(state.params, batch, input_key)
+        x_t, t, *text = student.inputs(held_still, batch, input_key)
         x0 = student.predict(params, *text)(x_t, t)
         held = jax.lax.stop_gradient(x0)
       if c.vsd_weight:

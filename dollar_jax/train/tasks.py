@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 
 from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.lora import init_adapters
 from dollar_jax.parallel.mesh import make_mesh, replicate
 from dollar_jax.train import state as states
 from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
@@ -151,12 +152,13 @@ class DistillTask:
       config: the run.
       null_prompt: `null_text` [S, D] and `null_mask` [S].
       tuner: required with a reward weight.
-      start: `student` and `fake_score` parameters to start from; what is
-        absent starts as the teacher.
+      start: `student` and `fake_score` parameters to start from, adapters
+        where the student is one; what is absent starts as the teacher.
     """
     self._config, self._mesh = config, make_mesh()
     self.student, self.tuner = student, tuner
-    self._start = {"student": teacher, "fake_score": teacher} | (start or {})
+    self._given = start or {}
+    self._start = {"student": teacher, "fake_score": teacher} | self._given
     frozen = jax.tree.map(
       lambda x: jnp.asarray(x, config.frozen_dtype), teacher
     )
@@ -191,6 +193,7 @@ class DistillTask:
     self.description = {
       "task": "distill",
       "model": architecture(student.denoiser),
+      "lora_rank": student.lora_rank or None,
       "grid": [float(t) for t in student.grid],
       "optimizer": _structure(config.optimizer),
       "score_optimizer": c.vsd_weight > 0
@@ -202,9 +205,13 @@ class DistillTask:
     """Student and fake score as copies of what they start from."""
 
     def network(name: str, optimizer: Any, ema: float) -> NetworkState:
-      params = jax.tree.map(
-        lambda x: jnp.array(x, jnp.float32), self._start[name]
-      )
+      if self.student.lora_rank and name not in self._given:
+        key = named_key(self._config.seed, f"adapters of {name}", 0)
+        params = init_adapters(key, self._start[name], self.student.lora_rank)
+      else:
+        params = jax.tree.map(
+          lambda x: jnp.array(x, jnp.float32), self._start[name]
+        )
       return states.create(params, optimizer, ema > 0)
 
     config = self._config
@@ -235,21 +242,21 @@ class DistillTask:
       for i in range(c.score_steps + (c.score_warmup if first else 0)):
         batch, _ = batches.next()
         key = named_key(seed, "score", index, i)
-        score, more = self.score_step(
-          score, {"student": state.student.params}, batch, key
-        )
+        held = {"student": state.student.params}
+        if self.student.lora_rank:
+          held["teacher"] = frozen["teacher"]
+        score, more = self.score_step(score, held, batch, key)
       state = state.replace(fake_score=score)
       frozen["fake_score"] = score.params
       metrics |= {f"score_{name}": value for name, value in more.items()}
 
     if self.tuner is not None:
       reward = state.reward
+      sampler = self.student.bind(state.student.params, frozen)
       if first:
-        reward, _ = self.tuner.warm_up(reward, state.student.params, batches)
+        reward, _ = self.tuner.warm_up(reward, sampler, batches)
       if (index + 1) % self._config.reward.every == 0:
-        reward, more = self.tuner.refresh(
-          reward, state.student.params, batches, index + 1
-        )
+        reward, more = self.tuner.refresh(reward, sampler, batches, index + 1)
         metrics |= more
       state = state.replace(reward=reward)
       frozen["latent_reward"] = reward.network.params

@@ -24,6 +24,7 @@ from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
 from dollar_jax.models.denoiser import EXPERTS, Denoiser
 from dollar_jax.models.wan import WanConfig, WanTransformer
 from dollar_jax.train import datasets
+from dollar_jax.train.checkpoint import read_networks as networks
 from dollar_jax.train.config import DataConfig
 from tests.interop.conftest import random_params
 
@@ -274,17 +275,21 @@ def quick_compiles():
 
 
 @pytest.mark.parametrize(
-  "kind, config",
-  [("wan", "wan/distill.py:t2v_1_3b"), ("cogvideox", "cogvideox/distill.py")],
+  "kind, config, rank",
+  [
+    ("wan", "wan/distill.py:t2v_1_3b", 2),
+    ("cogvideox", "cogvideox/distill.py", 0),
+  ],
 )
 def test_a_teacher_of_diffusers_is_distilled_and_goes_back(
-  tmp_path, monkeypatch, quick_compiles, kind, config
+  tmp_path, monkeypatch, quick_compiles, kind, config, rank
 ):
   teacher, run = tmp_path / "teacher", tmp_path / "run"
   write_teacher(kind, teacher)
   changes = {
     "teacher": teacher,
     "steps": 2,
+    "lora_rank": rank,
     "dtype": "float32",
     "frozen_dtype": "float32",
     "remat": "none",
@@ -318,3 +323,16 @@ def test_a_teacher_of_diffusers_is_distilled_and_goes_back(
   mine, wanted = sample_both(model, theirs, monkeypatch)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
+  if rank:  # the teacher with what was learnt is the student
+    theirs.transformer = type(theirs.transformer).from_pretrained(
+      teacher / "transformer"
+    )
+    before = sample_both(model, theirs, monkeypatch)[1]
+    theirs.load_lora_weights(run / "model")
+    mine, adapted = sample_both(model, theirs, monkeypatch)
+    np.testing.assert_allclose(mine, adapted, rtol=0, atol=1e-4)
+    assert np.abs(before - adapted).max() > 0.01
+    state = networks(run)
+    student, scale = state["student"]["params"], model.denoiser.config
+    assert student["blocks"]["ffn"]["up"]["b"].shape == (1, 2, scale.ffn_dim)
+    assert len(jax.tree.leaves(student)) == 20

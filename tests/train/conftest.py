@@ -60,6 +60,7 @@ REWARD = DISTILL | {
 RECIPES = {
   "teacher": ("teacher.py", TEACHER),
   "distill": ("student.py", DISTILL),
+  "lora": ("student.py", DISTILL | {"lora_rank": 2}),
   "reward": ("reward.py", REWARD),
 }
 

@@ -110,6 +110,15 @@ def test_student_of_another_architecture_is_refused(runs, refusal, tmp_path):
   assert refusal(command).startswith(f"the student in {bad} is not of the tea")
 
 
+def test_adapters_start_from_adapters_only(runs, refusal):
+  student = str(runs.whole("distill"))
+  changes = {"lora_rank": 2, "student": student}
+  message = refusal(runs.command("distill", runs.fresh(), **changes))
+  assert message.startswith(f"config.student is {student}, which holds no ada")
+  message = refusal(runs.command("teacher", runs.fresh(), lora_rank=2))
+  assert message == "config.lora_rank is 2; it must be 0 for a teacher"
+
+
 def test_data_is_made_anew_for_another_codec(runs):
   folder = str(runs.fresh() / "data")
   encoder = datasets.digits_text_encoder()

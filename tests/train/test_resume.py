@@ -61,7 +61,7 @@ def test_every_part_of_a_run_is_in_its_checkpoint(runs, read_state):
   assert "['ema']" in teacher
 
 
-@pytest.mark.parametrize("kind", ["teacher", "distill"])
+@pytest.mark.parametrize("kind", ["teacher", "lora"])
 def test_an_unfinished_run_converts_to_its_newest_checkpoint(runs, kind):
   finished, out = runs.whole(kind) / "model", runs.fresh() / "model"
   source = runs.copy(kind)
