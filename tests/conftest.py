@@ -11,6 +11,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402 (after what it reads)
 
 # What the parity tests compare with. requirements/test.txt installs it for
 # Python 3.11 only, where its absence must not pass for success.
@@ -61,6 +64,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
       pytest.skip(f"{reason}: Python 3.11 runs the parity tests")
   if item.get_closest_marker("tpu_aot") and not _is_installed("libtpu"):
     pytest.skip("libtpu not installed: pip install 'jax[tpu]'")
+
+
+@pytest.fixture
+def quick_compiles() -> Iterator[None]:
+  """For networks that run once: compiling for speed would take most time."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

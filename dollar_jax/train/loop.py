@@ -2,6 +2,7 @@
 
 import contextlib
 import zlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import grain
@@ -16,6 +17,9 @@ from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.metrics import MetricsLog
 from dollar_jax.typing import Array, PyTree
+
+CONFIG = "config.json"
+"""What a run's folder calls its config."""
 
 MAX_SKIPPED_IN_ROW = 10
 """Updates skipped in a row for a non-finite loss that stop a run."""
@@ -84,6 +88,7 @@ def fit(
   config: TrainConfig,
   workdir: str,
   progress: bool = True,
+  notes: Mapping[str, dict[str, Any]] | None = None,
 ) -> PyTree:
   """Trains to `config.steps`, going on from the newest checkpoint if any.
 
@@ -96,6 +101,8 @@ def fit(
     config: the run.
     workdir: its folder: `checkpoints/`, `metrics.jsonl`.
     progress: whether to show a bar.
+    notes: what else the folder should say of this run, by the name of a JSON
+      file; written once it is clear that a checkpoint there is of this run.
 
   Returns:
     The final state.
@@ -113,7 +120,8 @@ def fit(
     restored = checkpointer.restore(task.to_saved(state), batches.iterator)
     if restored is not None:
       start, state = restored[0], task.from_saved(restored[1])
-    write_config(config, workdir)
+    for name, note in {CONFIG: to_dict(config), **(notes or {})}.items():
+      write_json(epath.Path(workdir) / name, note)
     log = MetricsLog(workdir, start, config.tensorboard)
     stack.callback(log.close)
     bar = tqdm(
@@ -143,11 +151,6 @@ def fit(
         checkpointer.save(step, task.to_saved(state), batches.iterator)
     checkpointer.wait()
   return state
-
-
-def write_config(config: TrainConfig, workdir: str) -> None:
-  """Writes `workdir/config.json`, whole or not at all."""
-  write_json(epath.Path(workdir) / "config.json", to_dict(config))
 
 
 _NETWORKS = {

@@ -9,7 +9,7 @@ from etils import epath
 
 from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
-from dollar_jax.interop.folders import read_json, write_json
+from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.lora import init_adapters
@@ -18,13 +18,15 @@ from dollar_jax.parallel.mesh import check_batch, make_mesh
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
-from dollar_jax.train.loop import Batches, fit
+from dollar_jax.train.loop import CONFIG, Batches, fit
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.student_step import Student
 from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import Params
 
-RECIPE_FILE = "recipe.json"
+RECIPE = "recipe.json"
+"""How the result is sampled, for whoever opens a run before it is finished."""
+
 TEACHER_STEPS = 50
 TEACHER_GUIDANCE = 1.6
 """How a teacher trained here is sampled, unless told otherwise."""
@@ -72,8 +74,8 @@ def train(
     )
   else:
     task, recipe = _distillation(config, base)
-  write_json(folder / RECIPE_FILE, recipe.to_json())
-  state = fit(task, batches, config, workdir, progress)
+  notes = {RECIPE: recipe.to_json()}
+  state = fit(task, batches, config, workdir, progress, notes)
   network = state if config.task == "teacher" else state.student
   result = _trained(base, network.averaged, recipe, config)
   result = dataclasses.replace(
@@ -229,7 +231,7 @@ def _start(path: str, scan: bool, lora_rank: int) -> dict[str, Params]:
 
 def _run_config(path: str) -> TrainConfig:
   """The config of a run's folder."""
-  return from_config_dict(read_json(epath.Path(path) / "config.json"))
+  return from_config_dict(read_json(epath.Path(path) / CONFIG))
 
 
 def _check_start(start: dict[str, Params], teacher: Params, name: str) -> None:
@@ -260,12 +262,12 @@ def open_model(name: str, scan: bool = False) -> Pipeline:
   folder = epath.Path(name)
   if (folder / "model").is_dir():
     return Pipeline.load(str(folder / "model"), scan)
-  config_file = folder / "config.json"
+  config_file = folder / CONFIG
   if not (folder / "checkpoints").is_dir() or not config_file.exists():
     return Pipeline.load(name, scan)
   config = _run_config(name)
   base, networks = _base(config), read_networks(name)
   state = networks if config.task == "teacher" else networks["student"]
   params = state["params"] if state["ema"] is None else state["ema"]
-  recipe = Recipe.from_json(read_json(folder / RECIPE_FILE))
+  recipe = Recipe.from_json(read_json(folder / RECIPE))
   return _trained(base, jax.tree.map(jnp.asarray, params), recipe, config)

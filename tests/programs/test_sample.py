@@ -20,6 +20,8 @@ from dollar_jax.models.wan import WanConfig
 from dollar_jax.programs import sample
 from dollar_jax.train import datasets
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 SHAPE = (2, 4, 4, 8)
 PROMPTS = ["a 3 moving left", "a 7 moving up", "a 0 moving down"]
 
@@ -62,14 +64,6 @@ def models(tmp_path_factory):
   bare = dataclasses.replace(student, text_encoder=None, codec=None)
   bare.save(folder / "bare")
   return folder
-
-
-@pytest.fixture(autouse=True)
-def quick_compiles():
-  """Compiling for speed would take most of these tests' time."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
