@@ -33,6 +33,7 @@ PARITY_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 LONG_GROUPS = ("tests/programs/test_demo.py", "tests/train")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Says which tests `pytest -n` keeps in one process: those of a file.
 
