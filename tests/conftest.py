@@ -63,8 +63,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
       if sys.version_info < (3, 12):
         pytest.fail(f"{reason}: run launch/test.sh", pytrace=False)
       pytest.skip(f"{reason}: Python 3.11 runs the parity tests")
-  if item.get_closest_marker("tpu_aot") and not _is_installed("libtpu"):
-    pytest.skip("libtpu not installed: pip install 'jax[tpu]'")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 import dollar_jax
 from dollar_jax import cli
+from tests.conftest import PARITY_PACKAGES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = sorted(ROOT.glob("dollar_jax/**/*.py"))
@@ -231,8 +232,9 @@ def test_foreign_frameworks_are_imported_inside_functions():
 
 
 def test_parity_packages_are_installed_where_parity_is_tested():
-  names = ("torch", "diffusers", "transformers")
-  missing = [name for name in names if importlib.util.find_spec(name) is None]
+  missing = [
+    name for name in PARITY_PACKAGES if importlib.util.find_spec(name) is None
+  ]
   if missing and sys.version_info >= (3, 12):
     pytest.skip(f"{', '.join(missing)} not installed on this Python")
   assert missing == [], "run launch/test.sh, which installs them"

@@ -175,6 +175,11 @@ def main(values: flags.FlagValues) -> None:
     ValueError: for prompts, shapes or settings that do not fit the model.
   """
   prompts = read_prompts(values.prompts)
+  if values.text_embeddings and values.negative_prompt is not None:
+    raise ValueError(
+      "--negative_prompt is not read where --text_embeddings is given; put its "
+      f"embedding into {values.text_embeddings} as null_text and null_mask"
+    )
   model = choose_size(open_model(values.model), values.video_size)
   model = choose_sampler(
     model, values.steps, values.guidance, values.negative_prompt

@@ -2,15 +2,14 @@
 
 import types
 
-import jax
 import numpy as np
 import pytest
 
-from dollar_jax.interop.networks import template
 from dollar_jax.interop.text_encoders import WordEncoder
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.models.wan import WanConfig
+from tests.tiny import random_params
 
 CONFIG = WanConfig(
   patch_size=(1, 2, 2),
@@ -23,16 +22,6 @@ CONFIG = WanConfig(
   ffn_dim=20,
   num_layers=2,
 )
-
-
-def random_params(denoiser, dtype="float32", scale=1.0):
-  """Parameters of which no two are alike, without compiling anything."""
-  rng = np.random.default_rng(0)
-  dtype = jax.numpy.dtype(dtype)
-  return jax.tree.map(
-    lambda s: (scale * rng.standard_normal(s.shape)).astype(dtype),
-    template(denoiser.module),
-  )
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ import pytest
 
 from dollar_jax.interop import convert, keymaps
 from dollar_jax.models.denoiser import make_wan
-from tests.interop.conftest import CONFIG, random_params
+from tests.interop.conftest import CONFIG
+from tests.tiny import random_params
 
 DTYPES = ["float32", "float16", "bfloat16"]
 

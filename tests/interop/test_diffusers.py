@@ -16,7 +16,8 @@ from dollar_jax.diffusion.process import FlowProcess, VPProcess
 from dollar_jax.interop import diffusers
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.wan import WanTransformer
-from tests.interop.conftest import CONFIG, random_params
+from tests.interop.conftest import CONFIG
+from tests.tiny import random_params
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 

@@ -14,19 +14,16 @@ import numpy as np
 import pytest
 
 from dollar_jax import cli
-from dollar_jax.diffusion.process import FlowProcess, VPProcess
 from dollar_jax.diffusion.timesteps import student_grid, teacher_grid
 from dollar_jax.interop import diffusers as ours
 from dollar_jax.interop import keymaps
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.interop.schedulers import student_scheduler_to_json
-from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
-from dollar_jax.models.denoiser import EXPERTS, Denoiser
-from dollar_jax.models.wan import WanConfig, WanTransformer
+from dollar_jax.models.denoiser import EXPERTS
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks as networks
 from dollar_jax.train.config import DataConfig
-from tests.interop.conftest import random_params
+from tests.tiny import COGVIDEOX, WAN, WORDS, cogvideox, random_params, wan
 
 try:
   import diffusers
@@ -37,43 +34,8 @@ except ImportError:  # tests/conftest.py skips the marked tests, or fails them
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("quick_compiles")]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-WORDS = 5
 TEACHER = Recipe(latent_shape=(3, 4, 6, 4), steps=50, guidance=3.0)
 """How it is sampled."""
-
-WAN = WanConfig(
-  num_attention_heads=3,
-  attention_head_dim=12,
-  in_channels=4,
-  out_channels=4,
-  text_dim=10,
-  freq_dim=16,
-  ffn_dim=20,
-  num_layers=2,
-)
-COGVIDEOX = CogVideoXConfig(
-  num_attention_heads=2,
-  attention_head_dim=16,
-  in_channels=4,
-  out_channels=4,
-  time_embed_dim=20,
-  text_embed_dim=10,
-  num_layers=2,
-  sample_width=12,
-  sample_height=8,
-  sample_frames=9,
-  max_text_seq_length=WORDS,
-  use_rotary_positional_embeddings=True,
-)
-
-
-def wan(shift=3.0):
-  return Denoiser(WanTransformer(WAN), FlowProcess(), "flow", shift)
-
-
-def cogvideox(snr_shift_scale=3.0):
-  process = VPProcess(snr_shift_scale=snr_shift_scale)
-  return Denoiser(CogVideoXTransformer(COGVIDEOX), process, "v")
 
 
 def exported(denoiser, folder, recipe):
@@ -165,7 +127,7 @@ def test_the_guided_teacher_of_wan(tmp_path, monkeypatch):
 
 
 def test_two_experts_of_wan(tmp_path, monkeypatch):
-  denoiser = dataclasses.replace(wan(3.0), boundary=0.875)
+  denoiser = wan(boundary=0.875)
   recipe = TEACHER.as_student(student_grid(4, 5.0))  # two steps each
   recipe = dataclasses.replace(recipe, guidance=3.0)
   model, theirs = exported(denoiser, tmp_path / "m", recipe)
@@ -192,7 +154,7 @@ def test_the_guided_teacher_of_cogvideox(tmp_path, monkeypatch):
 def test_few_step_students_of_wan(tmp_path, monkeypatch, steps, fresh):
   grid = student_grid(steps, 5.0)  # its own shift, not the teacher's
   recipe = dataclasses.replace(TEACHER.as_student(grid), fresh_noise=fresh)
-  model, theirs = exported(wan(shift=3.0), tmp_path / "m", recipe)
+  model, theirs = exported(wan(), tmp_path / "m", recipe)
   assert model.denoiser.shift == 3.0
   assert model.recipe.grid == pytest.approx(grid)
   assert ("LCM" in type(theirs.scheduler).__name__) == (fresh == 1.0)
@@ -208,7 +170,7 @@ def test_few_step_students_of_cogvideox(
   tmp_path, monkeypatch, steps, snr_shift_scale
 ):
   recipe = TEACHER.as_student(student_grid(steps))
-  denoiser = cogvideox(snr_shift_scale)
+  denoiser = cogvideox(snr_shift_scale=snr_shift_scale)
   model, theirs = exported(denoiser, tmp_path / "m", recipe)
   assert model.denoiser.process == denoiser.process
   assert isinstance(theirs.scheduler, diffusers.LCMScheduler)

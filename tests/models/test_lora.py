@@ -9,42 +9,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from dollar_jax.diffusion.process import FlowProcess, VPProcess
-from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
-from dollar_jax.models.denoiser import EXPERTS, Denoiser
+from dollar_jax.models.denoiser import EXPERTS
 from dollar_jax.models.lora import Adapted, init_adapters, merge
-from dollar_jax.models.wan import WanConfig, WanTransformer
-from tests.interop.conftest import random_params
-
-WAN = WanConfig(
-  num_attention_heads=2,
-  attention_head_dim=8,
-  in_channels=3,
-  out_channels=3,
-  text_dim=5,
-  freq_dim=16,
-  ffn_dim=24,
-  num_layers=2,
-)
-COGVIDEOX = CogVideoXConfig(
-  num_attention_heads=2,
-  attention_head_dim=16,
-  in_channels=3,
-  out_channels=3,
-  time_embed_dim=12,
-  text_embed_dim=5,
-  num_layers=2,
-  sample_width=4,
-  sample_height=4,
-  sample_frames=5,
-  max_text_seq_length=3,
-)
-
-
-def denoiser_of(config):
-  if isinstance(config, WanConfig):
-    return Denoiser(WanTransformer(config), FlowProcess(), "flow")
-  return Denoiser(CogVideoXTransformer(config), VPProcess(), "v")
+from tests.tiny import COGVIDEOX, WAN, WORDS, cogvideox, random_params, wan
 
 
 def adapted(denoiser, rank=2):
@@ -61,18 +28,21 @@ def adapted(denoiser, rank=2):
 @functools.partial(jax.jit, static_argnums=0)
 def ask(denoiser, params):
   rng = np.random.default_rng(1)
-  x_t = rng.standard_normal((2, 2, 4, 4, 3)).astype(np.float32)
-  text = rng.standard_normal((2, 3, 5)).astype(np.float32)
+  x_t = rng.standard_normal((2, 2, 4, 4, 4)).astype(np.float32)
+  text = rng.standard_normal((2, WORDS, 10)).astype(np.float32)
   return denoiser.raw(params, x_t, jnp.array([1.0, 0.3]), text)
 
 
 @pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("config", [WAN, COGVIDEOX], ids=["wan", "cogvideox"])
-def test_adapted_computes_what_it_merges_to(config, scan):
-  denoiser = denoiser_of(dataclasses.replace(config, scan=scan))
-  params = adapted(denoiser)
+@pytest.mark.parametrize(
+  "make, config, layers",
+  [(wan, WAN, 10), (cogvideox, COGVIDEOX, 6)],
+  ids=["wan", "cogvideox"],
+)
+def test_adapted_computes_what_it_merges_to(make, config, layers, scan):
   # per block: q, k, v and out of each attention, two of the feed-forward
-  layers = 10 if isinstance(config, WanConfig) else 6
+  denoiser = make(dataclasses.replace(config, scan=scan))
+  params = adapted(denoiser)
   leaves = jax.tree.leaves(params.adapters)
   assert len(leaves) == 2 * layers * (1 if scan else 2)
   out = ask(denoiser, params)
@@ -81,19 +51,19 @@ def test_adapted_computes_what_it_merges_to(config, scan):
 
 
 def test_new_adapters_change_nothing():
-  denoiser = denoiser_of(WAN)
+  denoiser = wan()
   base = random_params(denoiser, scale=0.2)
   params = Adapted(base, init_adapters(jax.random.key(0), base, 4))
   np.testing.assert_array_equal(ask(denoiser, params), ask(denoiser, base))
   names = traverse_util.flatten_dict(params.adapters, sep="/")
-  assert names["blocks/attn1/to_q/a"].shape == (2, 16, 4)
-  assert names["blocks/ffn/up/b"].shape == (2, 4, 24)
+  assert names["blocks/attn1/to_q/a"].shape == (2, 36, 4)
+  assert names["blocks/ffn/up/b"].shape == (2, 4, 20)
   scale = float(jnp.std(names["blocks/ffn/up/a"]))
-  assert scale == pytest.approx(16**-0.5, rel=0.2)
+  assert scale == pytest.approx(36**-0.5, rel=0.2)
 
 
 def test_the_gradient_is_that_of_the_merged_kernel():
-  denoiser = denoiser_of(WAN)
+  denoiser = wan()
   params = adapted(denoiser)
 
   def loss(params):
@@ -112,7 +82,7 @@ def test_the_gradient_is_that_of_the_merged_kernel():
 
 
 def test_two_experts_have_adapters_each():
-  denoiser = dataclasses.replace(denoiser_of(WAN), boundary=0.875)
+  denoiser = wan(boundary=0.875)
   one = random_params(denoiser, scale=0.2)
   base = dict(zip(EXPERTS, (one, jax.tree.map(lambda x: -x, one)), strict=True))
   adapters = init_adapters(jax.random.key(0), base, 2)
@@ -126,7 +96,7 @@ def test_two_experts_have_adapters_each():
 
 
 def test_what_cannot_be_adapted_is_named():
-  base = random_params(denoiser_of(WAN))
+  base = random_params(wan())
   with pytest.raises(ValueError, match="rank of the adapters is 0"):
     init_adapters(jax.random.key(0), base, 0)
   with pytest.raises(ValueError, match="no projections"):
@@ -134,7 +104,7 @@ def test_what_cannot_be_adapted_is_named():
 
 
 def test_a_merge_keeps_the_base_s_type():
-  params = adapted(denoiser_of(WAN))
+  params = adapted(wan())
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params.base)
   merged = merge(Adapted(half, params.adapters))
   assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}

@@ -160,6 +160,13 @@ def test_guidance_leads_away_from_the_negative_prompt(models):
     sample.choose_sampler(student, None, None, "a 7 moving up")
 
 
+def test_a_negative_prompt_that_nobody_reads_is_refused(refusal):
+  message = refusal(
+    PROMPTS[0], "--negative_prompt=a 7", "--text_embeddings=file.npz"
+  )
+  assert message.endswith("into file.npz as null_text and null_mask")
+
+
 def test_videos_can_have_another_size(models, run):
   code, err, latents = run(PROMPTS[0], "--video_size=12x24x48")
   assert (code, err) == (0, "")
