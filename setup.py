@@ -39,6 +39,7 @@ INSTALL = [
 TORCH = [
   "accelerate>=1.10,<2",
   "diffusers>=0.36,<0.43",
+  "ftfy>=6.3,<7",
   "peft>=0.17,<1",
   "sentencepiece>=0.2,<0.3",
   "transformers>=4.57,<6",

@@ -8,10 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import sampling_speed, step_cost
+from benchmarks import (
+  against_diffusers,
+  convert_memory,
+  decode_memory,
+  sampling_speed,
+  step_cost,
+)
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.latent_reward import LatentReward, LatentRewardConfig
 from dollar_jax.models.wan import WanConfig
+from dollar_jax.models.wan_vae import WanVAEConfig
 from dollar_jax.train import config as configs
 
 A, B, SQUARE = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 4))
@@ -248,3 +255,64 @@ def test_ratios_are_of_medians_without_the_warm_up(monkeypatch):
   assert [row["wall"] for row in rows] == [8.0, 2.0]
   assert [row["wall_ratio"] for row in rows] == [1.0, 4.0]
   assert [row["cpu_ratio"] for row in rows] == [1.0, 8.0]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+  "model, tasks",
+  [
+    ("wan", ["forward", "gradients", "teacher", "student"]),
+    ("cogvideox", ["forward", "attention", "attention_gradients", "teacher"]),
+  ],
+)
+def test_both_sides_compute_the_same(model, tasks):
+  size = ["--layers=1", "--latent", "2", "4", "4", "16", "--turns=1"]
+  line = [f"--model={model}", *size, "--tasks", *tasks]
+  table = against_diffusers.main(against_diffusers.parse(line))
+  assert list(table["tasks"]) == tasks
+  for task, row in table["tasks"].items():
+    assert row["ours"] > 0
+    if task == "student":
+      assert "diffusers" not in row
+    else:
+      assert row["diffusers"] > 0
+      assert row["apart"] < 1e-4
+  assert ("speed_up" in table) == ("student" in tasks)
+
+
+def test_memory_of_decoding_does_not_grow_with_the_clip(monkeypatch):
+  monkeypatch.setattr(decode_memory, "HEIGHT", 32)
+  monkeypatch.setattr(decode_memory, "WIDTH", 32)
+  config = dataclasses.replace(WanVAEConfig(), base_dim=8, num_res_blocks=1)
+  short, long = (decode_memory.measure(config, n) for n in (9, 33))
+  assert long["frames"] / short["frames"] == pytest.approx(33 / 9, rel=0.1)
+  assert long["frames"] >= 3 * 33 * 32 * 32
+  # the frames themselves are there as floating-point numbers, too
+  grown = long["between"] - short["between"]
+  assert grown < 13 * (long["frames"] - short["frames"])
+
+
+def test_a_checkpoint_of_zeros_is_converted(monkeypatch, tmp_path, capfd):
+  monkeypatch.setattr(convert_memory, "PUBLISHED", {"tiny": WAN})
+  monkeypatch.setattr(convert_memory, "SHARD_BYTES", 4096)
+  folder = tmp_path / "zeros"
+  flags = types.SimpleNamespace(folder=folder, model="tiny")
+  convert_memory.main(flags)
+  printed = capfd.readouterr().out
+  assert "source to orbax, verified" in printed
+  assert "orbax to back, verified" in printed
+  assert not list(folder.iterdir())
+
+
+@pytest.mark.slow  # two teachers, two students, several samplers
+@pytest.mark.torch
+def test_teachers_of_torch_come_back_to_it(tmp_path):
+  from benchmarks import torch_round_trip  # needs torch
+
+  line = [f"--out={tmp_path / 'out'}", "--teacher_steps=2", "--steps=2"]
+  tables = torch_round_trip.main(
+    torch_round_trip.parse([*line, "--samples=80"])
+  )
+  for table in tables.values():
+    assert table["largest difference of latents"] < 1e-4
+  assert (tmp_path / "out" / "round_trip.png").stat().st_size > 1000

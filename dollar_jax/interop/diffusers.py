@@ -191,7 +191,7 @@ def load(
   flow process and no time shift.
 
   Args:
-    path: the folder.
+    path: the folder, or the name of a model in the Hugging Face cache.
     param_dtype: casts the parameters, "float32" for masters to train; None
       keeps the stored types.
     host: leaves the parameters as numpy arrays, for the caller to place.
@@ -264,7 +264,7 @@ def load_text_encoder(path: str | os.PathLike) -> TextEncoder:
   """
   folder = check_source(path) / "text_encoder"
   if folder.is_dir() and "architectures" in read_json(folder / "config.json"):
-    return T5Encoder(path)
+    return T5Encoder(folder.parent)
   return _load_part(path, "text_encoder", TEXT_ENCODERS, TEXT_WEIGHTS)
 
 

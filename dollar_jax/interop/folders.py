@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from typing import Any
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that can run any code when they are read."""
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""What a model on the Hugging Face hub can be called."""
 
 
 @contextlib.contextmanager
@@ -77,10 +81,14 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_source(path: str | os.PathLike) -> Path:
-  """Checks that a path is a pipeline's or transformer's folder.
+  """The folder of a pipeline or a transformer.
+
+  Args:
+    path: the folder; or a model's name on the Hugging Face hub, OWNER/NAME,
+      if it lies in the user's cache. Nothing is downloaded.
 
   Raises:
-    ValueError: if it is not.
+    ValueError: if it is neither.
   """
   path = Path(path)
   if path.suffix in PICKLES and path.is_file():
@@ -89,7 +97,7 @@ def check_source(path: str | os.PathLike) -> Path:
       "diffusers folder with safetensors weights"
     )
   if not path.is_dir():
-    raise ValueError(f"{path} is not a folder; give a diffusers folder")
+    path = _from_cache(path)
   pipeline = (path / "transformer").is_dir()
   if not pipeline and not (path / "config.json").is_file():
     raise ValueError(
@@ -97,6 +105,35 @@ def check_source(path: str | os.PathLike) -> Path:
       "pipeline or transformer folder"
     )
   return path
+
+
+def _from_cache(name: Path) -> Path:
+  """Where the Hugging Face cache has a model.
+
+  Raises:
+    ValueError: if it has none of that name.
+  """
+  wanted = f"{name} is not a folder"
+  if not HUB_NAME.fullmatch(name.as_posix()):
+    raise ValueError(f"{wanted}; give a diffusers folder")
+  try:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+  except ImportError:
+    raise ValueError(
+      f"{wanted}; give a diffusers folder, or, to find a downloaded model of "
+      "this name, pip install 'dollar_jax[torch]'"
+    ) from None
+  try:
+    found = huggingface_hub.snapshot_download(
+      name.as_posix(), local_files_only=True
+    )
+  except LocalEntryNotFoundError:
+    raise ValueError(
+      f"{wanted}, and the Hugging Face cache has no model of this name; give a "
+      f"diffusers folder, or fetch it first: hf download {name}"
+    ) from None
+  return Path(found)
 
 
 def check_target(path: Path) -> None:

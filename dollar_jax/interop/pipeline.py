@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dollar_jax.diffusion import samplers, timesteps
 from dollar_jax.diffusion.guidance import guided
 from dollar_jax.interop import diffusers
+from dollar_jax.interop.folders import check_source
 from dollar_jax.interop.published import published_recipe
 from dollar_jax.interop.recipe import Recipe
 from dollar_jax.models.denoiser import Denoiser
@@ -49,12 +50,13 @@ class Pipeline:
   def load(cls, path: str | Path, scan: bool = False) -> "Pipeline":
     """Opens a model folder; "embedded" is the one in the package.
 
-    A folder without recipe.json is sampled as its publishers do.
+    It may also be the name of a model in the Hugging Face cache. A folder
+    without recipe.json is sampled as its publishers do.
 
     Raises:
       ValueError: if it is not a model folder, or a damaged one.
     """
-    path = EMBEDDED if str(path) == "embedded" else Path(path)
+    path = EMBEDDED if str(path) == "embedded" else check_source(path)
     denoiser, params = diffusers.load(path, param_dtype="float32", scan=scan)
     codec = encoder = None
     if (path / "vae").is_dir():

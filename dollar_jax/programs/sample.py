@@ -32,7 +32,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string(
   "model",
   "embedded",
-  "Model folder, run folder, or 'embedded'.",
+  "Model folder, run folder, name in the Hugging Face cache, or 'embedded'.",
   flag_values=FLAGS,
 )
 flags.DEFINE_string(

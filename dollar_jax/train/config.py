@@ -171,7 +171,8 @@ class TrainConfig:
     task: "teacher" or "distill" (with or without a reward).
     steps: updates of the teacher, or of the student.
     seed: seed of every random stream.
-    teacher: for "distill", a model folder or run, or "embedded".
+    teacher: for "distill", a model folder or run, the name of a model in the
+      Hugging Face cache, or "embedded".
     student: a model folder or run to start the student from; empty is the
       teacher. A run also lends its fake score.
     dtype: compute type of the trained networks.

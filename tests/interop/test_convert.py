@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from dollar_jax.interop import convert, keymaps
+from dollar_jax.interop.networks import form_of
 from dollar_jax.models.denoiser import make_wan
 from tests.interop.conftest import CONFIG
-from tests.tiny import random_params
+from tests.tiny import COGVIDEOX, cogvideox, random_params
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -22,13 +23,19 @@ def same_bits(a, b):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("cross_attn_norm", [True, False])
-def test_round_trip_keeps_every_bit(dtype, scan, cross_attn_norm):
-  config = dataclasses.replace(
-    CONFIG, scan=scan, cross_attn_norm=cross_attn_norm
-  )
-  params = random_params(make_wan(config), dtype)
-  keymap = keymaps.wan_keymap(config)
+@pytest.mark.parametrize(
+  "denoiser",
+  [
+    make_wan(CONFIG),
+    make_wan(dataclasses.replace(CONFIG, cross_attn_norm=False)),
+    cogvideox(),
+    cogvideox(dataclasses.replace(COGVIDEOX, patch_size_t=2)),
+  ],
+)
+def test_round_trip_keeps_every_bit(dtype, scan, denoiser):
+  denoiser = denoiser.with_config(scan=scan)
+  params = random_params(denoiser, dtype)
+  keymap = form_of(denoiser.module).keymap(denoiser.config)
   tensors = convert.tree_to_torch(params, keymap)
   back = convert.torch_to_tree(tensors, keymap, params)
   assert jax.tree.structure(back) == jax.tree.structure(params)

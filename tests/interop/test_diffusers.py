@@ -344,6 +344,22 @@ def test_wrong_paths_and_options_are_named(saved, tmp_path):
     diffusers.load(saved, sacn=False)
 
 
+@pytest.mark.torch  # brings the hub's package
+def test_a_downloaded_model_is_found_by_its_name(saved, tmp_path, monkeypatch):
+  constants = pytest.importorskip("huggingface_hub.constants")
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+  name = "some-owner/A-Model.1"
+  with pytest.raises(ValueError, match=f"fetch it first: hf download {name}"):
+    diffusers.load(name)
+  model = tmp_path / "hub" / "models--some-owner--A-Model.1"
+  shutil.copytree(saved, model / "snapshots" / "abc")
+  (model / "refs").mkdir()
+  (model / "refs" / "main").write_text("abc")
+  _, params = diffusers.load(name)
+  _, wanted = diffusers.load(saved)
+  assert all(jax.tree.leaves(jax.tree.map(same, params, wanted)))
+
+
 @pytest.mark.parametrize(
   "load, part",
   [

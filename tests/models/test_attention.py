@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dollar_jax.models import cpu_attention
 from dollar_jax.models.attention import attention
 
 attend = jax.jit(attention)
@@ -67,3 +68,42 @@ def test_bfloat16_keeps_logits_and_softmax_in_float32():
   assert out.dtype == jnp.bfloat16
   wanted = jax.nn.sigmoid(10.0625 * 0.03125)
   assert float(out[0, 0, 0, 0]) == pytest.approx(float(wanted), abs=4e-3)
+
+
+@pytest.mark.parametrize("queries, keys", [(300, 290), (130, 1), (128, 257)])
+def test_chunks_equal_jax(monkeypatch, queries, keys):
+  """Several chunks of 128 rows, the last one filled up."""
+  monkeypatch.setattr(cpu_attention, "CHUNK_SCORES", 1)
+  *inputs, weight = _inputs(2, queries, keys) + _inputs(2, queries, 1)[:1]
+
+  def in_chunks(*x):
+    scaled = (x[0] * 8**-0.5, *x[1:])
+    heads = (jnp.swapaxes(a, 1, 2) for a in scaled)
+    return jnp.swapaxes(cpu_attention.attend_in_chunks(*heads), 1, 2)
+
+  def values_and_gradients(fn):
+    out, pull = jax.vjp(fn, *inputs)
+    return out, *pull(weight[:, ::-1])
+
+  ours, theirs = (
+    jax.jit(lambda fn=fn: values_and_gradients(fn))()
+    for fn in (in_chunks, jax.nn.dot_product_attention)
+  )
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_chunks_in_bfloat16_are_within_its_spread():
+  inputs = [x.astype(jnp.bfloat16) for x in _inputs(1, 520, 520)]
+  wanted = jax.nn.dot_product_attention(
+    *(x.astype(jnp.float32) for x in inputs)
+  )
+  out = attend(*inputs)
+  assert out.dtype == jnp.bfloat16
+  np.testing.assert_allclose(out.astype(np.float32), wanted, atol=4e-3)
+
+
+@pytest.mark.parametrize("tokens, chunks", [(511, False), (512, True)])
+def test_many_scores_go_chunk_by_chunk_on_the_cpu(tokens, chunks):
+  jaxpr = str(jax.make_jaxpr(attention)(*_inputs(1, tokens, tokens)))
+  assert ("scan" in jaxpr) == chunks
