@@ -1,7 +1,7 @@
 """Our networks and samplers against diffusers' own, on this machine.
 
   python benchmarks/against_diffusers.py [--model=wan] [--dtype=float32] \
-    [--tasks forward gradients teacher student] [--turns=5] [--out=FILE.json]
+    [--tasks forward gradients attention …] [--turns=5] [--out=FILE.json]
 
 One process has ours, another diffusers'; both open one folder of random
 weights, get the same inputs and take turns, so that one waits while the other
@@ -12,7 +12,7 @@ pipeline; "student" is one step of ours, set against diffusers' "teacher". How
 far the two results are apart is printed beside, as a share of their norm (of
 "gradients", the norms of all of them together are compared). "attention" is of
 the tokens to themselves, without and with its gradients: times 8 blocks, what
-of "forward" and "gradients" is the attention's.
+of "forward" and "gradients" is self-attention's.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -170,13 +171,13 @@ def started(
   serve: Callable, folder: pathlib.Path, dtype: str
 ) -> Iterator[Connection]:
   """A connection to `serve(folder, dtype)` in a process of its own."""
-  os.environ.update(ALLOCATOR)
   context = multiprocessing.get_context("spawn")
   here, there = context.Pipe()
   process = context.Process(
     target=answer, args=(serve, folder, dtype, there), daemon=True
   )
-  process.start()
+  with mock.patch.dict(os.environ, ALLOCATOR):
+    process.start()
   there.close()
   try:
     yield here

@@ -281,9 +281,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--out", type=pathlib.Path, required=True)
-  parser.add_argument("--teacher_steps", type=int, default=3000)
-  parser.add_argument("--steps", type=int, default=220)
-  parser.add_argument("--samples", type=int, default=400)
+  parser.add_argument("--teacher_steps", type=int, default=700)
+  parser.add_argument("--steps", type=int, default=150)
+  parser.add_argument("--samples", type=int, default=200)
   parser.add_argument("--seed", type=int, default=0)
   return parser.parse_args(argv)
 

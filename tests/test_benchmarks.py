@@ -314,5 +314,5 @@ def test_teachers_of_torch_come_back_to_it(tmp_path):
     torch_round_trip.parse([*line, "--samples=80"])
   )
   for table in tables.values():
-    assert table["largest difference of latents"] < 1e-4
+    assert table["largest difference of latents"] < 1e-3
   assert (tmp_path / "out" / "round_trip.png").stat().st_size > 1000
