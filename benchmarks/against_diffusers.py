@@ -1,6 +1,6 @@
 """Our networks and samplers against diffusers' own, on this machine.
 
-  python benchmarks/against_diffusers.py [--model=wan] [--dtype=float32] \
+  python -m benchmarks.against_diffusers [--model=wan] [--dtype=float32] \
     [--tasks forward gradients attention …] [--turns=5] [--out=FILE.json]
 
 One process has ours, another diffusers'; both open one folder of random
@@ -280,22 +280,18 @@ def serve_theirs(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
   import torch
   from torch.nn import functional
 
+  from benchmarks import in_diffusers
+
   kind = getattr(torch, dtype)
-  absent = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
-  pipe = diffusers.DiffusionPipeline.from_pretrained(
-    folder / "model", dtype=kind, **absent
-  )
-  pipe.set_progress_bar_config(disable=True)
-  frames_first = isinstance(pipe, diffusers.CogVideoXPipeline)
+  pipe = in_diffusers.open_pipeline(folder / "model", dtype=kind)
+  axis = in_diffusers.channel_axis(pipe)
   model = Pipeline.load(folder / "model")
   given = Inputs.draw(model.recipe, model.denoiser.config)
-  noise, text, null = (
-    torch.from_numpy(x).to(kind) for x in (given.noise, given.text, given.null)
-  )
-  noise = noise.movedim(-1, 2 if frames_first else 1)
+  noise = torch.from_numpy(given.noise).to(kind).movedim(-1, axis)
+  text = torch.from_numpy(given.text).to(kind)
   clock = torch.from_numpy(np.array(model.denoiser.clock(given.t)))
   rotary = {}
-  if frames_first:
+  if isinstance(pipe, diffusers.CogVideoXPipeline):
     time, rows, columns, _ = model.recipe.latent_shape
     rotary["image_rotary_emb"] = pipe._prepare_rotary_positional_embeddings(
       8 * rows, 8 * columns, time, "cpu"
@@ -308,7 +304,7 @@ def serve_theirs(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     )
 
   def channels_last(x: torch.Tensor) -> np.ndarray:
-    return x.float().movedim(2 if frames_first else 1, -1).numpy()
+    return x.float().movedim(axis, -1).numpy()
 
   def network() -> torch.Tensor:
     return pipe.transformer(
@@ -339,23 +335,9 @@ def serve_theirs(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     norms = torch.autograd.grad(loss, heads)
     return np.array(torch.nn.utils.get_total_norm(norms).float())
 
-  @torch.no_grad()
   def teacher() -> np.ndarray:
-    time, rows, columns, _ = model.recipe.latent_shape
-    return channels_last(
-      pipe(
-        prompt_embeds=text[:1],
-        negative_prompt_embeds=null[None],
-        latents=noise[:1],
-        num_frames=4 * time - 3,
-        height=8 * rows,
-        width=8 * columns,
-        num_inference_steps=model.recipe.steps,
-        guidance_scale=model.recipe.guidance,
-        output_type="latent",
-        return_dict=False,
-      )[0]
-    )
+    inputs = given.noise[None, :1], given.text[:1], given.null
+    return in_diffusers.sample(pipe, model.recipe, *inputs)
 
   return {
     "forward": forward,

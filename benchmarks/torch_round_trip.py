@@ -1,6 +1,6 @@
 """PyTorch in, PyTorch out: teachers of diffusers, distilled, sampled there.
 
-  python benchmarks/torch_round_trip.py --out=runs/round_trip
+  python -m benchmarks.torch_round_trip --out=runs/round_trip
 
 A Wan and a CogVideoX transformer of diffusers (about 1.5 M parameters) learn
 moving digits in plain torch and are saved by diffusers. `dollar train` distils
@@ -18,7 +18,6 @@ import json
 import pathlib
 import sys
 from typing import Any
-from unittest import mock
 
 import diffusers
 import numpy as np
@@ -27,6 +26,7 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
+from benchmarks import in_diffusers
 from dollar_jax import cli
 from dollar_jax.data import moving_digits
 from dollar_jax.evaluation.mosaic import mosaic
@@ -43,7 +43,6 @@ SIZE = {
   "out_channels": 32,
   "num_layers": 4,
 }
-STEPS = 4
 COLUMNS, FRAMES = 6, (1, 3, 5)
 """Clips of the picture, and which of their frames it shows."""
 
@@ -132,7 +131,6 @@ def train_teacher(kind: Kind, base: Pipeline, steps: int, name: str) -> None:
   latents = torch.from_numpy(latents).movedim(-1, kind.channels)
   texts = torch.from_numpy(base.encode(moving_digits.all_captions())[0])
   captions = torch.from_numpy(4 * clips.digits + clips.directions)
-  torch.manual_seed(0)
   optimizer = torch.optim.AdamW(kind.network.parameters(), lr=2e-3)
   schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
   for _ in tqdm(range(steps), desc=f"{name} in torch", disable=None):
@@ -178,47 +176,10 @@ def distil(kind: Kind, base: Pipeline, out: pathlib.Path, steps: int) -> None:
 def sample_in_diffusers(
   model: Pipeline, folder: pathlib.Path, prompts: list[str], noises: np.ndarray
 ) -> np.ndarray:
-  """Opens a folder with diffusers alone and samples it from given noise.
-
-  Args:
-    model: ours of that folder, for its recipe, codec and text.
-    folder: what diffusers opens.
-    prompts: B texts.
-    noises: [K, B, T, H, W, C].
-
-  Returns:
-    Latents [B, T, H, W, C].
-  """
-  absent = dict.fromkeys(("vae", "text_encoder", "tokenizer"))
-  pipe = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
-  pipe.set_progress_bar_config(disable=True)
-  axis = 2 if isinstance(pipe, diffusers.CogVideoXPipeline) else 1
-  first, *later = (torch.from_numpy(x).movedim(-1, axis) for x in noises)
-  module = sys.modules[type(pipe.scheduler).__module__]
-  # the last, drawn after the end, weighs nothing
-  text, null = model.encode(prompts)[0], model.encode([""])[0]
-  recipe = model.recipe
-  guided = {}
-  if recipe.guidance != 1.0:
-    null = torch.from_numpy(null).expand(len(prompts), -1, -1)
-    guided["negative_prompt_embeds"] = null
-  time, rows, columns, _ = recipe.latent_shape
-  draw = mock.Mock(side_effect=[*later, torch.zeros_like(first)])
-  given_noise = mock.patch.object(module, "randn_tensor", draw, create=True)
-  with torch.no_grad(), given_noise:
-    out = pipe(
-      prompt_embeds=torch.from_numpy(text),
-      latents=first,
-      num_frames=4 * time - 3,
-      height=8 * rows,
-      width=8 * columns,
-      num_inference_steps=recipe.steps,
-      guidance_scale=recipe.guidance,
-      output_type="latent",
-      return_dict=False,
-      **guided,
-    )[0]
-  return out.movedim(axis, -1).numpy()
+  """Latents [B, T, H, W, C] of our model's folder, opened by diffusers."""
+  pipe = in_diffusers.open_pipeline(folder)
+  text, null = model.encode(prompts)[0], model.encode([""])[0][0]
+  return in_diffusers.sample(pipe, model.recipe, noises, text, null)
 
 
 def round_trip(
@@ -257,6 +218,7 @@ def round_trip(
 def main(args: argparse.Namespace) -> dict[str, Any]:
   """Makes both round trips; prints, writes and returns the table."""
   args.out.mkdir(parents=True)
+  torch.manual_seed(args.seed)
   panel, tables, rows = DigitsPanel(), {}, []
   for name, kind in kinds().items():
     tables[name], pictures = round_trip(name, kind, args, panel)

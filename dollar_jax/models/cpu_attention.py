@@ -64,7 +64,8 @@ def _forward(query: Array, key: Array, value: Array) -> tuple[Array, tuple]:
 
 
 def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
-  out, length = saved[3], saved[1].shape[1]
+  query, key, value, out, log_total = saved
+  length = key.shape[1]
   along = jnp.sum(grad.astype(jnp.float32) * out, axis=-1)
 
   def head(inputs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
@@ -88,7 +89,6 @@ def _backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
     grad_k, grad_v = (x.reshape(-1, x.shape[-1])[:length] for x in grads)
     return grad_q.T.astype(q.dtype), grad_k, grad_v
 
-  query, key, value, _, log_total = saved
   return jax.lax.map(head, (query, key, value, log_total, grad, along))
 
 

@@ -7,7 +7,6 @@ Each model is written by `interop.save`, opened by
 import dataclasses
 import pathlib
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -28,8 +27,10 @@ from tests.tiny import COGVIDEOX, WAN, WORDS, cogvideox, random_params, wan
 try:
   import diffusers
   import torch
+
+  from benchmarks import in_diffusers
 except ImportError:  # tests/conftest.py skips the marked tests, or fails them
-  diffusers = torch = None
+  diffusers = torch = in_diffusers = None
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("quick_compiles")]
 
@@ -45,10 +46,7 @@ def exported(denoiser, folder, recipe):
     other = jax.tree.map(lambda x: -x, tree)
     tree = dict(zip(EXPERTS, (tree, other), strict=True))
   Pipeline(denoiser, tree, None, None, recipe).save(folder)
-  theirs = diffusers.DiffusionPipeline.from_pretrained(
-    folder, vae=None, text_encoder=None, tokenizer=None
-  )
-  theirs.set_progress_bar_config(disable=True)
+  theirs = in_diffusers.open_pipeline(folder)
   return Pipeline.load(folder), theirs
 
 
@@ -64,54 +62,17 @@ def inputs(model):
   return tuple(a.astype(np.float32) for a in (noises, text, null))
 
 
-def sample_both(model, theirs, monkeypatch):
+def sample_both(model, theirs):
   noises, text, null = inputs(model)
   mask = np.ones(text.shape[:2], bool)
   null_prompt = {"null_text": null, "null_mask": mask[0]}
   mine = model.sample_latents(text, mask, noises, null_prompt)
 
-  first, *later = (as_theirs(noise, theirs) for noise in noises)
-  later.append(torch.zeros_like(first))  # drawn at the end, weighs nothing
-  module = sys.modules[type(theirs.scheduler).__module__]
-  if hasattr(module, "randn_tensor"):
-    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: later.pop(0))
-  time, rows, columns, _ = model.recipe.latent_shape
-  guided = {}
-  if model.recipe.guidance != 1.0:
-    negative = torch.from_numpy(null).expand(2, -1, -1)
-    guided["negative_prompt_embeds"] = negative
-  with torch.no_grad():
-    out = theirs(
-      prompt_embeds=torch.from_numpy(text),
-      latents=first,
-      num_frames=4 * time - 3,
-      height=8 * rows,
-      width=8 * columns,
-      num_inference_steps=model.recipe.steps,
-      guidance_scale=model.recipe.guidance,
-      output_type="latent",
-      return_dict=False,
-      **guided,
-    )[0]
-  return np.asarray(mine), as_ours(out, theirs)
+  out = in_diffusers.sample(theirs, model.recipe, noises, text, null)
+  return np.asarray(mine), out
 
 
-def as_theirs(noise, pipe):
-  """Channels first; CogVideoX has frames before channels."""
-  x = torch.from_numpy(noise).movedim(-1, 1)
-  return x.movedim(1, 2) if is_cogvideox(pipe) else x
-
-
-def as_ours(latents, pipe):
-  x = latents.movedim(2, 1) if is_cogvideox(pipe) else latents
-  return x.movedim(1, -1).numpy()
-
-
-def is_cogvideox(pipe):
-  return isinstance(pipe, diffusers.CogVideoXPipeline)
-
-
-def test_the_guided_teacher_of_wan(tmp_path, monkeypatch):
+def test_the_guided_teacher_of_wan(tmp_path):
   model, theirs = exported(wan(), tmp_path / "m", TEACHER)
   assert isinstance(theirs, diffusers.WanPipeline)
   assert theirs.scheduler.config.shift == 3.0
@@ -121,29 +82,29 @@ def test_the_guided_teacher_of_wan(tmp_path, monkeypatch):
   theirs.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
     shift=even["shift"], shift_terminal=even["shift_terminal"]
   )
-  mine, wanted = sample_both(model, theirs, monkeypatch)
+  mine, wanted = sample_both(model, theirs)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-3)
 
 
-def test_two_experts_of_wan(tmp_path, monkeypatch):
+def test_two_experts_of_wan(tmp_path):
   denoiser = wan(boundary=0.875)
   recipe = TEACHER.as_student(student_grid(4, 5.0))  # two steps each
   recipe = dataclasses.replace(recipe, guidance=3.0)
   model, theirs = exported(denoiser, tmp_path / "m", recipe)
   assert model.denoiser.boundary == theirs.config.boundary_ratio == 0.875
-  mine, wanted = sample_both(model, theirs, monkeypatch)
+  mine, wanted = sample_both(model, theirs)
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
   # and it is not the first of them alone
   params = {**model.params, "transformer_2": model.params["transformer"]}
-  alone, _ = sample_both(model.with_params(params, recipe), theirs, monkeypatch)
+  alone, _ = sample_both(model.with_params(params, recipe), theirs)
   assert np.abs(alone - wanted).max() > 0.1
 
 
-def test_the_guided_teacher_of_cogvideox(tmp_path, monkeypatch):
+def test_the_guided_teacher_of_cogvideox(tmp_path):
   model, theirs = exported(cogvideox(), tmp_path / "m", TEACHER)
   assert isinstance(theirs.scheduler, diffusers.CogVideoXDDIMScheduler)
-  mine, wanted = sample_both(model, theirs, monkeypatch)
+  mine, wanted = sample_both(model, theirs)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-3)
 
@@ -151,14 +112,14 @@ def test_the_guided_teacher_of_cogvideox(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "steps, fresh", [(1, 1.0), (2, 1.0), (4, 1.0), (4, 0.0)]
 )
-def test_few_step_students_of_wan(tmp_path, monkeypatch, steps, fresh):
+def test_few_step_students_of_wan(tmp_path, steps, fresh):
   grid = student_grid(steps, 5.0)  # its own shift, not the teacher's
   recipe = dataclasses.replace(TEACHER.as_student(grid), fresh_noise=fresh)
   model, theirs = exported(wan(), tmp_path / "m", recipe)
   assert model.denoiser.shift == 3.0
   assert model.recipe.grid == pytest.approx(grid)
   assert ("LCM" in type(theirs.scheduler).__name__) == (fresh == 1.0)
-  mine, wanted = sample_both(model, theirs, monkeypatch)
+  mine, wanted = sample_both(model, theirs)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
 
@@ -166,15 +127,13 @@ def test_few_step_students_of_wan(tmp_path, monkeypatch, steps, fresh):
 @pytest.mark.parametrize(
   "steps, snr_shift_scale", [(1, 3.0), (2, 1.0), (4, 3.0)]
 )
-def test_few_step_students_of_cogvideox(
-  tmp_path, monkeypatch, steps, snr_shift_scale
-):
+def test_few_step_students_of_cogvideox(tmp_path, steps, snr_shift_scale):
   recipe = TEACHER.as_student(student_grid(steps))
   denoiser = cogvideox(snr_shift_scale=snr_shift_scale)
   model, theirs = exported(denoiser, tmp_path / "m", recipe)
   assert model.denoiser.process == denoiser.process
   assert isinstance(theirs.scheduler, diffusers.LCMScheduler)
-  mine, wanted = sample_both(model, theirs, monkeypatch)
+  mine, wanted = sample_both(model, theirs)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
 
@@ -231,7 +190,7 @@ def write_teacher(kind, folder):
   ],
 )
 def test_a_teacher_of_diffusers_is_distilled_and_goes_back(
-  tmp_path, monkeypatch, kind, config, rank
+  tmp_path, kind, config, rank
 ):
   teacher, run = tmp_path / "teacher", tmp_path / "run"
   write_teacher(kind, teacher)
@@ -265,20 +224,17 @@ def test_a_teacher_of_diffusers_is_distilled_and_goes_back(
     Pipeline.load(teacher).params,
   )
   assert max(jax.tree.leaves(moved)) > 1e-3
-  theirs = diffusers.DiffusionPipeline.from_pretrained(
-    run / "model", vae=None, text_encoder=None, tokenizer=None
-  )
-  theirs.set_progress_bar_config(disable=True)
-  mine, wanted = sample_both(model, theirs, monkeypatch)
+  theirs = in_diffusers.open_pipeline(run / "model")
+  mine, wanted = sample_both(model, theirs)
   assert np.std(wanted) > 0.1
   np.testing.assert_allclose(mine, wanted, rtol=0, atol=1e-4)
   if rank:  # the teacher with what was learnt is the student
     theirs.transformer = type(theirs.transformer).from_pretrained(
       teacher / "transformer"
     )
-    before = sample_both(model, theirs, monkeypatch)[1]
+    before = sample_both(model, theirs)[1]
     theirs.load_lora_weights(run / "model")
-    mine, adapted = sample_both(model, theirs, monkeypatch)
+    mine, adapted = sample_both(model, theirs)
     np.testing.assert_allclose(mine, adapted, rtol=0, atol=1e-4)
     assert np.abs(before - adapted).max() > 0.01
     state = networks(run)
