@@ -111,7 +111,9 @@ def differences(
     before = _narrowed(open_weights(network), dtype)
     after = open_weights(out / name)
     wrong += [f"{name}: {k}" for k in sorted(before.keys() ^ after.keys())]
-    keys = [key for key in before if key in after]
+    # a part of Orbax is read whole: one after another, each of them once
+    order = after if is_orbax(out / name) else before
+    keys = [key for key in order if key in before and key in after]
     for key in tqdm(keys, "verify", disable=None if progress else True):
       a, b = np.asarray(before[key]), np.asarray(after[key])
       same = a.dtype == b.dtype and a.shape == b.shape

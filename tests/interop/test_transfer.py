@@ -48,6 +48,23 @@ def test_a_model_comes_back_bit_for_bit(small_parts, saved, tmp_path, scan):
   assert model.encode(["a 3"])[0].shape == (1, 4, 6)
 
 
+def test_a_part_is_read_once(small_parts, saved, tmp_path, monkeypatch):
+  """Of a large model each takes seconds."""
+  orbax, back = tmp_path / "orbax", tmp_path / "back"
+  transfer.transfer(saved, orbax)
+  restored, restore = [], orbax_weights._restore
+  monkeypatch.setattr(
+    orbax_weights, "_restore", lambda p: restored.append(p) or restore(p)
+  )
+  parts = sorted((orbax / "transformer/orbax").resolve().iterdir())
+  transfer.transfer(orbax, back)
+  assert restored == parts
+  for a, b in ((saved, orbax), (orbax, back)):
+    restored.clear()
+    assert transfer.differences(a, b) == []
+    assert restored == parts
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_can_be_narrowed_on_the_way(saved, tmp_path, dtype):
   transfer.transfer(saved, tmp_path / "out", dtype)
