@@ -11,8 +11,9 @@ a batch of two; "teacher" is 50 guided steps of one video, in diffusers by its
 pipeline; "student" is one step of ours, set against diffusers' "teacher". How
 far the two results are apart is printed beside, as a share of their norm (of
 "gradients", the norms of all of them together are compared). "attention" is of
-the tokens to themselves, without and with its gradients: times 8 blocks, what
-of "forward" and "gradients" is self-attention's.
+the tokens to themselves, "feed_forward" the two layers after it, each without
+and with its gradients: times 8 blocks, what of "forward" and "gradients" is
+theirs.
 """
 
 import argparse
@@ -46,6 +47,7 @@ from dollar_jax.interop.schedulers import student_scheduler_to_json
 from dollar_jax.models.attention import attention
 from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
 from dollar_jax.models.denoiser import Denoiser
+from dollar_jax.models.layers import MLP
 from dollar_jax.models.wan import WanConfig, WanTransformer
 from dollar_jax.typing import Array
 
@@ -57,17 +59,25 @@ TASKS = (
   "gradients",
   "attention",
   "attention_gradients",
+  "feed_forward",
+  "feed_forward_gradients",
   "teacher",
   "student",
 )
 STEPS, GUIDANCE = 50, 5.0
 WIDTH = {"num_attention_heads": 8, "attention_head_dim": 64, "num_layers": 8}
+HIDDEN = 2048
+"""Width between the two feed-forward layers."""
+
 LATENT = (8, 32, 32, 16)
 """T, H, W, C: 2,048 tokens in patches of 1, 2, 2."""
 
 MODELS = {
   "wan": Denoiser(
-    WanTransformer(WanConfig(ffn_dim=2048, **WIDTH)), FlowProcess(), "flow", 3.0
+    WanTransformer(WanConfig(ffn_dim=HIDDEN, **WIDTH)),
+    FlowProcess(),
+    "flow",
+    3.0,
   ),
   "cogvideox": Denoiser(
     CogVideoXTransformer(
@@ -105,10 +115,24 @@ class Inputs:
   def heads(self) -> list[np.ndarray]:
     """Queries, keys, values [2, L, N, K] of as many tokens as the noise has."""
     rng = np.random.default_rng(1)
-    tokens = int(np.prod(self.noise.shape[1:4])) // 4
     heads = WIDTH["num_attention_heads"], WIDTH["attention_head_dim"]
-    shape = 2, tokens, *heads
+    shape = 2, self.tokens, *heads
     return [rng.standard_normal(shape, np.float32) for _ in range(3)]
+
+  @property
+  def layers(self) -> list[np.ndarray]:
+    """Tokens [2, L, D], and two kernels [D, H] and [H, D] of the size of both
+    models' feed-forward layers."""
+    rng = np.random.default_rng(2)
+    width = WIDTH["num_attention_heads"] * WIDTH["attention_head_dim"]
+    shapes = (2, self.tokens, width), (width, HIDDEN), (HIDDEN, width)
+    drawn = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    return [drawn[0], drawn[1] * width**-0.5, drawn[2] * HIDDEN**-0.5]
+
+  @property
+  def tokens(self) -> int:
+    """L, of one video."""
+    return int(np.prod(self.noise.shape[1:4])) // 4
 
   @classmethod
   def draw(cls, recipe: Recipe, config: Any) -> "Inputs":
@@ -256,6 +280,22 @@ def serve_ours(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     loss = jax.grad(lambda x: jnp.mean(jnp.square(attention(*x))))
     return optax.global_norm(loss(heads))
 
+  layers = [jnp.asarray(x, dtype) for x in given.layers]
+
+  @jax.jit
+  def feed(x, up, down):
+    mlp = MLP(*down.shape, dtype=x.dtype)
+    params = {
+      name: {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1], dtype)}
+      for name, kernel in (("up", up), ("down", down))
+    }
+    return mlp.apply({"params": params}, x)
+
+  @jax.jit
+  def feed_gradients(*layers):
+    loss = jax.grad(lambda x: jnp.mean(jnp.square(feed(*x))))
+    return optax.global_norm(loss(layers))
+
   def sample(model: Pipeline) -> Array:
     inputs = text[:1], mask[:1], noise[None, :1]
     return model.sample_latents(*inputs, null_prompt)
@@ -265,6 +305,8 @@ def serve_ours(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     "gradients": lambda: gradients(params),
     "attention": lambda: attend(*heads),
     "attention_gradients": lambda: attend_gradients(*heads),
+    "feed_forward": lambda: feed(*layers),
+    "feed_forward_gradients": lambda: feed_gradients(*layers),
     "teacher": lambda: sample(teacher),
     "student": lambda: sample(student),
   }
@@ -335,6 +377,26 @@ def serve_theirs(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     norms = torch.autograd.grad(loss, heads)
     return np.array(torch.nn.utils.get_total_norm(norms).float())
 
+  layers = [torch.from_numpy(x).to(kind) for x in given.layers]
+  layers[1:] = [kernel.T.contiguous() for kernel in layers[1:]]
+  biases = [torch.zeros(len(kernel), dtype=kind) for kernel in layers[1:]]
+  for x in (*layers, *biases):
+    x.requires_grad_()
+
+  def two_layers() -> torch.Tensor:
+    x, up, down = layers
+    hidden = functional.linear(x, up, biases[0])
+    hidden = functional.gelu(hidden, approximate="tanh")
+    return functional.linear(hidden, down, biases[1])
+
+  @torch.no_grad()
+  def feed() -> np.ndarray:
+    return two_layers().float().numpy()
+
+  def feed_gradients() -> np.ndarray:
+    norms = torch.autograd.grad(two_layers().square().mean(), layers)
+    return np.array(torch.nn.utils.get_total_norm(norms).float())
+
   def teacher() -> np.ndarray:
     inputs = given.noise[None, :1], given.text[:1], given.null
     return in_diffusers.sample(pipe, model.recipe, *inputs)
@@ -344,6 +406,8 @@ def serve_theirs(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     "gradients": gradients,
     "attention": attend,
     "attention_gradients": attend_gradients,
+    "feed_forward": feed,
+    "feed_forward_gradients": feed_gradients,
     "teacher": teacher,
   }
 
@@ -352,16 +416,18 @@ def print_table(table: dict[str, Any]) -> None:
   """Prints seconds and ratios."""
   head = {k: v for k, v in table.items() if k not in ("tasks", "speed_up")}
   print(", ".join(f"{k} {v}" for k, v in head.items()))
-  print("task                 ours (s)  diffusers (s)  diffusers/ours  apart")
+  print(
+    "task                    ours (s)  diffusers (s)  diffusers/ours  apart"
+  )
   for task, row in table["tasks"].items():
     if "diffusers" in row:
       ratio = row["diffusers"] / row["ours"]
       print(
-        f"{task:<19}{row['ours']:10.3f}{row['diffusers']:15.3f}"
+        f"{task:<22}{row['ours']:10.3f}{row['diffusers']:15.3f}"
         f"{ratio:16.3f}{row['apart']:7.0e}"
       )
     else:
-      print(f"{task:<19}{row['ours']:10.3f}")
+      print(f"{task:<22}{row['ours']:10.3f}")
   if "speed_up" in table:
     print(
       f"one step of ours against diffusers' {STEPS} guided steps: "
