@@ -1,5 +1,7 @@
 """grain batches over a latent set: shuffled, endless, exactly resumable."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -10,39 +12,49 @@ def make_batches(
   source: Any,
   batch_size: int,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> grain.DatasetIterator:
   """Builds the iterator of training batches.
 
   Args:
     source: random access to dicts of `latents`, `text`, `text_mask`, `prompt`.
-    batch_size: global batch; each process draws its share.
+    batch_size: B, of the global batch.
     seed: of the shuffle, another order every epoch.
-    process_index: this process.
-    process_count: number of processes.
+    rows: those of the global batch that this process needs; None is all.
 
   Returns:
     An iterator with `get_state`/`set_state`, of dicts of arrays with a
     leading batch axis; `prompt` is an array of strings.
 
   Raises:
-    ValueError: if the batch does not divide among the processes, or the set
-      is smaller than one global batch.
+    ValueError: if the set is smaller than one global batch.
   """
-  if batch_size % process_count:
-    raise ValueError(
-      f"batch size {batch_size} does not divide among {process_count} processes"
-    )
-  share = batch_size // process_count
-  data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-  data = data[process_index::process_count].map(_plain).batch(share)
   if len(source) < batch_size:
     raise ValueError(
       f"the data set holds {len(source)} videos, fewer than one batch of "
       f"{batch_size}; lower data.batch_size or add videos"
     )
-  return iter(data.to_iter_dataset())
+  data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  if rows is not None and len(rows) < batch_size:
+    data = grain.MapDataset.source(_Share(data, batch_size, tuple(rows)))
+    batch_size = len(rows)
+  return iter(data.map(_plain).batch(batch_size).to_iter_dataset())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+  """Some rows of every global batch, one after another."""
+
+  data: grain.MapDataset
+  batch_size: int
+  rows: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return len(self.data) // self.batch_size * len(self.rows)
+
+  def __getitem__(self, index: int) -> dict:
+    batch, row = divmod(index, len(self.rows))
+    return self.data[batch * self.batch_size + self.rows[row]]
 
 
 def _plain(example: dict) -> dict:

@@ -30,6 +30,7 @@ from dollar_jax.models.layers import (
   sinusoidal_embedding,
 )
 from dollar_jax.models.rope import cogvideox_rotary, rotate, sine_positions
+from dollar_jax.parallel.rules import constrain
 from dollar_jax.typing import Array
 
 
@@ -201,7 +202,7 @@ class Block(nn.Module):
     h, gate = ExpertNorm(c, name="norm2")(x, is_text, time)
     h = MLP(4 * c.width, c.width, "gelu", dtype, name="ff")(h.astype(dtype))
     x = (x + gate * h).astype(dtype)
-    return nn.with_logical_constraint(x, ("batch", "tokens", "embed_act")), None
+    return constrain(x, ("batch", "tokens", "embed_act")), None
 
 
 class CogVideoXTransformer(nn.Module):

@@ -13,7 +13,8 @@ from dollar_jax.diffusion import process as processes
 from dollar_jax.diffusion.process import Process
 from dollar_jax.models.lora import COLLECTION, Adapted
 from dollar_jax.models.wan import WanConfig, WanTransformer
-from dollar_jax.typing import Array, Params
+from dollar_jax.parallel.rules import logical_axes
+from dollar_jax.typing import Array, Params, PyTree
 
 EXPERTS = ("transformer", "transformer_2")
 """The network for noisy times and that for the others, as diffusers has it."""
@@ -74,6 +75,17 @@ class Denoiser:
       return init(key)
     keys = jax.random.split(key, len(EXPERTS))
     return {n: init(k) for n, k in zip(EXPERTS, keys, strict=True)}
+
+  @functools.cached_property
+  def logical_axes(self) -> PyTree:
+    """Names of the axes of every parameter, for sharding; computes nothing."""
+    inputs = {
+      name: jax.ShapeDtypeStruct(shape, jnp.float32)
+      for name, shape in self.config.smallest_inputs.items()
+    }
+    boxed = jax.eval_shape(self.module.init, jax.random.key(0), **inputs)
+    axes = logical_axes(boxed["params"])
+    return axes if self.boundary is None else dict.fromkeys(EXPERTS, axes)
 
   def raw(
     self,

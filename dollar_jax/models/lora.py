@@ -9,8 +9,9 @@ adapted `…/kernel` of the base two leaves, `…/a` [in, rank] and `…/b`
 import jax
 import jax.numpy as jnp
 from flax import struct, traverse_util
+from jax.sharding import PartitionSpec
 
-from dollar_jax.typing import Array, Params
+from dollar_jax.typing import Array, Params, PyTree
 
 COLLECTION = "lora"
 """Linen's name for the adapters; layers look for theirs in it."""
@@ -56,6 +57,19 @@ def init_adapters(key: Array, base: Params, rank: int) -> Params:
   if not adapters:
     raise ValueError("this network has no projections that could be adapted")
   return traverse_util.unflatten_dict(adapters)
+
+
+def adapter_axes(axes: PyTree, adapters: Params) -> PyTree:
+  """Names of the axes of adapters, from those of the base's kernels."""
+  kernels = traverse_util.flatten_dict(axes)
+
+  def of(path: tuple[str, ...]) -> PartitionSpec:
+    *layers, fan_in, fan_out = kernels[*path[:-1], "kernel"]
+    last = (fan_in, None) if path[-1] == "a" else (None, fan_out)
+    return PartitionSpec(*layers, *last)
+
+  leaves = traverse_util.flatten_dict(adapters)
+  return traverse_util.unflatten_dict({path: of(path) for path in leaves})
 
 
 def merge(params: Adapted) -> Params:

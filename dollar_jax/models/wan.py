@@ -32,6 +32,7 @@ from dollar_jax.models.layers import (
   sinusoidal_embedding,
 )
 from dollar_jax.models.rope import rotate, wan_rotary
+from dollar_jax.parallel.rules import constrain
 from dollar_jax.typing import Array
 
 IMAGE_EPS = 1e-5
@@ -235,7 +236,7 @@ class Block(nn.Module):
     h = (layer_norm(x, c.eps) * (1.0 + scale_f) + shift_f).astype(dtype)
     h = MLP(c.ffn_dim, c.width, "gelu", dtype, name="ffn")(h)
     x = (x.astype(jnp.float32) + h.astype(jnp.float32) * gate_f).astype(dtype)
-    x = nn.with_logical_constraint(x, ("batch", "tokens", "embed_act"))
+    x = constrain(x, ("batch", "tokens", "embed_act"))
     return x, None
 
 

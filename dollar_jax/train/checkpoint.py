@@ -12,7 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from grain.checkpoint import CheckpointRestore, CheckpointSave
 
 from dollar_jax.interop.orbax_faults import first_line, quiet_orbax
 from dollar_jax.train.config import CheckpointConfig
@@ -72,7 +71,7 @@ class Checkpointer:
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
-          data=CheckpointSave(data),
+          data=ocp.args.JsonSave(data.get_state()),
           description=ocp.args.JsonSave(description),
         ),
         force=True,  # the caller knows when to save
@@ -101,7 +100,7 @@ class Checkpointer:
       state=ocp.args.StandardRestore(
         jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
       ),
-      data=CheckpointRestore(data),
+      data=ocp.args.JsonRestore(),
     )
     damaged: dict[int, str] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -120,7 +119,8 @@ class Checkpointer:
           step,
         )
         self._manager.delete(newer)
-      return step, restored
+      data.set_state(restored["data"])
+      return step, restored["state"]
     if damaged:
       raise ValueError(_none_readable(self.folder, damaged))
     return None
@@ -191,7 +191,8 @@ def read_networks(workdir: str) -> Any:
     for step in sorted(manager.all_steps(), reverse=True):
       saved, reason = _try_to_read(manager, step, on_host)
       if not reason:
-        return saved.get("networks", saved)
+        state = saved["state"]
+        return state.get("networks", state)
       damaged[step] = reason
       logging.warning(
         "checkpoint %s cannot be read (%s)", folder / str(step), reason
@@ -209,15 +210,15 @@ def _try_to_read(
   target: Callable[[], ocp.args.Composite],
   check: Callable[[int, dict[str, Any]], None] = lambda step, run: None,
 ) -> tuple[PyTree, str]:
-  """Returns the state of a checkpoint, or why it cannot be read."""
+  """Returns the items of a checkpoint, or why it cannot be read."""
   try:
     args = ocp.args.Composite(description=ocp.args.JsonRestore())
     description = manager.restore(step, args=args)["description"]
     check(step, description["run"])
-    state = manager.restore(step, args=target())["state"]
-    if _checksum(state) != description["checksum"]:
+    items = manager.restore(step, args=target())
+    if _checksum(items["state"]) != description["checksum"]:
       return None, "its checksum is wrong"
-    return state, ""
+    return items, ""
   except _Mismatch:
     raise
   except Exception as error:  # a torn file makes a reader raise anything

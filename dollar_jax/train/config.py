@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from dollar_jax.models.latent_reward import LatentRewardConfig
 from dollar_jax.models.wan import WanConfig
+from dollar_jax.parallel.mesh import MeshConfig
 
 TASKS = ("teacher", "distill")
 
@@ -187,6 +188,7 @@ class TrainConfig:
     log_every: updates between lines of metrics.
     model: the transformer, for "teacher".
     shift: the model's time shift, for "teacher".
+    mesh: how the devices are arranged, see `MeshConfig`.
     data: see `DataConfig`.
     optimizer: of the teacher or the student.
     score_optimizer: of the fake score.
@@ -211,6 +213,7 @@ class TrainConfig:
   log_every: int = 10
   model: WanConfig = WanConfig()
   shift: float = 1.0
+  mesh: MeshConfig = MeshConfig()
   data: DataConfig = DataConfig()
   optimizer: OptimizerConfig = OptimizerConfig()
   score_optimizer: OptimizerConfig = OptimizerConfig()

@@ -2,17 +2,19 @@
 
 import contextlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dollar_jax.interop.folders import write_json
-from dollar_jax.parallel.mesh import make_mesh, shard_batch
+from dollar_jax.parallel import processes
+from dollar_jax.parallel.rules import shard_batch
 from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.metrics import MetricsLog
@@ -32,15 +34,30 @@ class Batches:
     iterator: the grain iterator, whose state is checkpointed.
   """
 
-  def __init__(self, iterator: grain.DatasetIterator):
+  def __init__(
+    self, iterator: grain.DatasetIterator, rows: Sequence[int], mesh: Mesh
+  ):
+    """Takes the iterator of some rows of every batch.
+
+    Args:
+      iterator: see `data.pipeline.make_batches`.
+      rows: which rows of the global batch it gives; see `mesh.process_rows`.
+      mesh: where the batches go.
+    """
     self.iterator = iterator
-    self._mesh = make_mesh()
+    self._rows, self._mesh = np.array(rows), mesh
 
   def next(self) -> tuple[PyTree, list[str]]:
-    """Returns the next batch of arrays, sharded, and its prompts."""
+    """Returns the next batch of arrays, sharded, and this process' prompts."""
     batch = dict(next(self.iterator))
     prompts = [str(p) for p in batch.pop("prompt")]
     return shard_batch(batch, self._mesh), prompts
+
+  def all_prompts(self, prompts: list[str]) -> list[str]:
+    """Prompts of the whole batch, from those of every process."""
+    rows = processes.gather_rows(self._rows)
+    texts = dict(zip(rows, processes.gather_texts(prompts), strict=True))
+    return [texts[row] for row in sorted(texts)]
 
 
 class Task(Protocol):
@@ -120,17 +137,20 @@ def fit(
     restored = checkpointer.restore(task.to_saved(state), batches.iterator)
     if restored is not None:
       start, state = restored[0], task.from_saved(restored[1])
-    for name, note in {CONFIG: to_dict(config), **(notes or {})}.items():
-      write_json(epath.Path(workdir) / name, note)
-    log = MetricsLog(workdir, start, config.tensorboard)
-    stack.callback(log.close)
+    log = None
+    if processes.is_first():
+      for name, note in {CONFIG: to_dict(config), **(notes or {})}.items():
+        write_json(epath.Path(workdir) / name, note)
+      log = MetricsLog(workdir, start, config.tensorboard)
+      stack.callback(log.close)
     bar = tqdm(
       range(start, config.steps),
       initial=start,
       total=config.steps,
       desc=config.task,
       unit="step",
-      disable=None if progress else True,  # None: where stderr is no terminal
+      # None: where stderr is no terminal
+      disable=None if progress and processes.is_first() else True,
       mininterval=1.0,
     )
     stack.callback(bar.close)
@@ -143,7 +163,8 @@ def fit(
       behind = metrics
       if step % config.log_every == 0 or step == config.steps:
         row = jax.device_get(metrics)
-        log.write(step, row)
+        if log is not None:
+          log.write(step, row)
         shown = {k: f"{float(v):.3g}" for k, v in list(row.items())[:4]}
         bar.set_postfix(shown, refresh=False)
       if step % config.checkpoint.every == 0 or step == config.steps:

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
 
 from dollar_jax.losses.reward import RewardStatistics
 from dollar_jax.models.latent_reward import LatentReward
-from dollar_jax.parallel.mesh import make_mesh, replicate, shard_batch
+from dollar_jax.parallel import processes, rules
+from dollar_jax.parallel.mesh import make_mesh
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig, to_dict
@@ -58,6 +60,7 @@ class RewardTuner:
     decode_fn: Callable[[Array], Array],
     latent_shape: tuple[int, ...],
     text_shape: tuple[int, int],
+    mesh: Mesh,
   ):
     """Finds the reward and starts its labeller.
 
@@ -67,6 +70,7 @@ class RewardTuner:
       decode_fn: latents [B, T, H, W, C] → frames uint8 [B, F, H, W, 3].
       latent_shape: T, H, W, C.
       text_shape: S, D.
+      mesh: where it is trained.
 
     Raises:
       ValueError: if there is no such reward.
@@ -81,9 +85,10 @@ class RewardTuner:
       )
     )
     self._student = student
-    self._draw = jax.jit(student.samples)
+    self._draw = jax.jit(student.samples, out_shardings=rules.by_batch(mesh))
     self._shapes = tuple(latent_shape), tuple(text_shape)
-    self._mesh = make_mesh()
+    self._everywhere = rules.replicated(mesh)
+    self._by_batch = rules.by_batch(mesh)
     updates = settings.warmup_steps + config.steps * settings.steps
     optimizer = make_optimizer(config.reward_optimizer, updates)
     self._optimizer = optimizer
@@ -105,6 +110,7 @@ class RewardTuner:
       background=settings.background,
     )
     text = text_shape if reward.uses_text else None
+    self._waiting: list[LabelledBatch] = []
     self._buffer = LabelBuffer(
       settings.capacity, latent_shape, text, config.seed
     )
@@ -118,8 +124,8 @@ class RewardTuner:
     params = jax.jit(self.model.init)(key, x0, tokens, mask)
     ema = self._config.reward_optimizer.ema > 0
     network = states.create(params["params"], self._optimizer, ema)
-    return replicate(
-      RewardState(network, RewardStatistics.create()), self._mesh
+    return rules.put(
+      RewardState(network, RewardStatistics.create()), self._everywhere
     )
 
   def warm_up(
@@ -139,7 +145,7 @@ class RewardTuner:
     statistics = state.statistics
     for batch in labelled:
       statistics = statistics.update(batch.values, batch.valid)
-    return state.replace(statistics=replicate(statistics, self._mesh))
+    return state.replace(statistics=rules.put(statistics, self._everywhere))
 
   def refresh(
     self, state: RewardState, params: Params, batches: Batches, step: int
@@ -169,10 +175,43 @@ class RewardTuner:
       batch, prompts = batches.next()
       key = named_key(self._config.seed, name, step, drawn)
       x0, text, mask = self._draw(params, batch, key)
+      prompts = batches.all_prompts(prompts)
       chosen = [prompts[i] for i in self._student.prompt_rows(len(x0))]
-      self._labeller.submit(step, x0, text, mask, chosen)
+      self._submit(step, x0, text, mask, chosen)
       drawn += len(x0)
-    return self._labeller.collect(block=step == 0)
+    return self._collect(block=step == 0)
+
+  def _submit(
+    self, step: int, x0: Array, text: Array, mask: Array, prompts: list[str]
+  ) -> None:
+    """Has this process label its share."""
+    share = processes.share_of_rows(len(x0))
+    if len(share) == len(x0):
+      self._labeller.submit(step, x0, text, mask, prompts)
+      return
+    x0, text, mask = processes.to_host((x0, text, mask))
+    mesh = make_mesh(devices=jax.local_devices())
+    batch = ("batch", *[None] * (x0.ndim - 1))
+    place = NamedSharding(mesh, rules.spec(batch, x0[share].shape, mesh))
+    with jax.set_mesh(mesh):  # the others have work of their own
+      own = jax.device_put(x0[share], place)
+      prompts = [prompts[i] for i in share]
+      self._labeller.submit(step, own, text[share], mask[share], prompts)
+
+  def _collect(self, block: bool) -> list[LabelledBatch]:
+    """What every process has labelled, all shares together."""
+    self._waiting += self._labeller.collect(block)
+    ready = processes.gather_rows(np.array([len(self._waiting)])).min()
+    labelled, self._waiting = self._waiting[:ready], self._waiting[ready:]
+    size = self._config.data.batch_size
+
+    def whole(share: np.ndarray | None) -> np.ndarray | None:
+      return None if share is None else processes.gather_shares(share, size)
+
+    return [
+      LabelledBatch(**{k: whole(v) for k, v in vars(batch).items()})
+      for batch in labelled
+    ]
 
   def _keep(self, labelled: list[LabelledBatch]) -> None:
     for batch in labelled:
@@ -220,7 +259,7 @@ class RewardTuner:
         batch |= {"text": drawn.text, "text_mask": drawn.text_mask}
       key = named_key(self._config.seed, "reward", index + i)
       network, metrics = self._step(
-        network, {}, shard_batch(batch, self._mesh), key
+        network, {}, rules.put(batch, self._by_batch), key
       )
     return state.replace(network=network), {
       f"lrm_{name}": value for name, value in metrics.items()

@@ -1,11 +1,13 @@
 """A run from its config: model, data, training, export of the result."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.sharding import Mesh
 
 from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
@@ -14,7 +16,8 @@ from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.lora import init_adapters
 from dollar_jax.models.wan import WanConfig
-from dollar_jax.parallel.mesh import check_batch, make_mesh
+from dollar_jax.parallel import processes
+from dollar_jax.parallel.mesh import check_batch, make_mesh, process_rows
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
@@ -53,37 +56,40 @@ def train(
     ValueError: for a setting that does not fit, or training that diverged.
     OSError: if the workdir cannot be written.
   """
-  check_batch(config.data.batch_size, make_mesh())
+  mesh = make_mesh(config.mesh)
+  rows = process_rows(config.data.batch_size, mesh)
   if config.distill.reward_weight and config.task == "distill":
-    check_batch(config.reward.batch_size, make_mesh())
+    check_batch(config.reward.batch_size, mesh)
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   base = _base(config)
-  source = datasets.open_data(
-    config.data,
-    base.codec,
-    base.text_encoder,
-    data_folder or str(folder / "data"),
-  )
+  data = data_folder or str(folder / "data")
+  if not processes.is_first():
+    processes.wait_for_all("data")
+  source = datasets.open_data(config.data, base.codec, base.text_encoder, data)
+  if processes.is_first():
+    processes.wait_for_all("data")
   base = _sized_as_data(base, source[0], config.data.source)
-  batches = Batches(make_batches(source, config.data.batch_size, config.seed))
+  size, seed = config.data.batch_size, config.seed
+  batches = Batches(make_batches(source, size, seed, rows), rows, mesh)
   if config.task == "teacher":
     recipe = base.recipe
     task = TeacherTask(
-      base.denoiser, config, base.null_prompt, recipe.latent_shape
+      base.denoiser, config, base.null_prompt, recipe.latent_shape, mesh
     )
   else:
-    task, recipe = _distillation(config, base)
+    task, recipe = _distillation(config, base, mesh)
   notes = {RECIPE: recipe.to_json()}
-  state = fit(task, batches, config, workdir, progress, notes)
+  # on one device nothing is split, and no constraint stands in the way
+  on_mesh = jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+  with on_mesh:
+    state = fit(task, batches, config, workdir, progress, notes)
   network = state if config.task == "teacher" else state.student
-  result = _trained(base, network.averaged, recipe, config)
-  result = dataclasses.replace(
-    result,
-    params=jax.device_get(result.params),
-    adapters=jax.device_get(result.adapters),
-  )
-  result.save(folder / "model", config=to_dict(config))
+  averaged = processes.to_host(network.averaged)
+  result = _trained(base, averaged, recipe, config)
+  if processes.is_first():
+    result.save(folder / "model", config=to_dict(config))
+  processes.wait_for_all("model")
   return result
 
 
@@ -173,7 +179,7 @@ def _sized_as_data(
 
 
 def _distillation(
-  config: TrainConfig, base: Pipeline
+  config: TrainConfig, base: Pipeline, mesh: Mesh
 ) -> tuple[DistillTask, Recipe]:
   student = Student(base.denoiser, config.distill, config.lora_rank)
   tuner = None
@@ -184,6 +190,7 @@ def _distillation(
       jax.jit(base.codec.decode),
       base.recipe.latent_shape,
       base.null_prompt["null_text"].shape,
+      mesh,
     )
   start = None
   if config.student:
@@ -193,7 +200,7 @@ def _distillation(
       like = init_adapters(jax.random.key(0), like, config.lora_rank)
     _check_start(start, like, config.student)
   task = DistillTask(
-    student, base.params, config, base.null_prompt, tuner, start
+    student, base.params, config, base.null_prompt, mesh, tuner, start
   )
   recipe = dataclasses.replace(
     base.recipe.as_student(student.grid),

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
+from dollar_jax.parallel import rules
 from dollar_jax.train.optim import update_ema
 from dollar_jax.typing import Array, Params, PyTree
 
@@ -53,6 +55,24 @@ def create(
     skipped=jnp.zeros((), jnp.int32),
     skipped_in_row=jnp.zeros((), jnp.int32),
   )
+
+
+def shardings(state: NetworkState, axes: PyTree, mesh: Mesh) -> NetworkState:
+  """Where the parts of a network's state belong.
+
+  Args:
+    state: of arrays or shapes.
+    axes: names of the axes of its parameters.
+    mesh: where to.
+  """
+  placed = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    state.params,
+    rules.param_shardings(axes, state.params, mesh),
+  )
+  return rules.like_params(state, placed, mesh)
 
 
 def gradients(

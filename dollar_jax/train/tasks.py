@@ -1,16 +1,17 @@
 """The two kinds of training: a teacher, and a few-step student."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
 
 from dollar_jax.models.denoiser import Denoiser
-from dollar_jax.models.lora import init_adapters
-from dollar_jax.parallel.mesh import make_mesh, replicate
+from dollar_jax.models.lora import adapter_axes, init_adapters
+from dollar_jax.parallel import rules
 from dollar_jax.train import state as states
 from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
 from dollar_jax.train.loop import Batches, named_key
@@ -19,7 +20,7 @@ from dollar_jax.train.reward_tuner import RewardState, RewardTuner
 from dollar_jax.train.score_step import make_score_step
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student, make_student_step
-from dollar_jax.train.teacher_step import make_teacher_step
+from dollar_jax.train.teacher_step import Step, make_teacher_step
 from dollar_jax.typing import Array, Params, PyTree
 
 
@@ -54,6 +55,7 @@ class TeacherTask:
     config: TrainConfig,
     null_prompt: dict[str, np.ndarray],
     latent_shape: tuple[int, ...],
+    mesh: Mesh,
   ):
     """Prepares the step; nothing is compiled yet.
 
@@ -62,18 +64,24 @@ class TeacherTask:
       config: the run.
       null_prompt: `null_text` [S, D], `null_mask` [S], for dropped captions.
       latent_shape: T, H, W, C.
+      mesh: where it is trained.
     """
-    self._config, self._mesh = config, make_mesh()
+    self._config = config
     self._denoiser, self._latent_shape = denoiser, latent_shape
     self._optimizer = make_optimizer(config.optimizer, config.steps)
-    self._frozen = replicate(null_prompt, self._mesh)
+    everywhere = rules.replicated(mesh)
+    self._frozen = rules.put(null_prompt, everywhere)
+    state = jax.eval_shape(self._create, jax.random.key(0))
+    self._shardings = states.shardings(state, denoiser.logical_axes, mesh)
     step = make_teacher_step(
       denoiser,
       self._optimizer,
       config.optimizer,
       config.data.caption_dropout,
     )
-    self.step = jax.jit(step, donate_argnums=0)
+    self.step = jax.jit(
+      step, donate_argnums=0, out_shardings=(self._shardings, everywhere)
+    )
     self.description = {
       "task": "teacher",
       "model": architecture(denoiser),
@@ -83,11 +91,13 @@ class TeacherTask:
   def init(self) -> NetworkState:
     """A fresh network."""
     key = named_key(self._config.seed, "init", 0)
+    return jax.jit(self._create, out_shardings=self._shardings)(key)
+
+  def _create(self, key: Array) -> NetworkState:
     text_shape = self._frozen["null_text"].shape
-    init = jax.jit(self._denoiser.init, static_argnums=(1, 2))
-    params = init(key, self._latent_shape, text_shape)
+    params = self._denoiser.init(key, self._latent_shape, text_shape)
     ema = self._config.optimizer.ema > 0
-    return replicate(states.create(params, self._optimizer, ema), self._mesh)
+    return states.create(params, self._optimizer, ema)
 
   def update(
     self, state: NetworkState, batches: Batches, index: int
@@ -141,6 +151,7 @@ class DistillTask:
     teacher: Params,
     config: TrainConfig,
     null_prompt: dict[str, np.ndarray],
+    mesh: Mesh,
     tuner: RewardTuner | None = None,
     start: dict[str, Params] | None = None,
   ):
@@ -151,18 +162,23 @@ class DistillTask:
       teacher: its parameters; kept in `config.frozen_dtype`.
       config: the run.
       null_prompt: `null_text` [S, D] and `null_mask` [S].
+      mesh: where it is trained.
       tuner: required with a reward weight.
       start: `student` and `fake_score` parameters to start from, adapters
         where the student is one; what is absent starts as the teacher.
     """
-    self._config, self._mesh = config, make_mesh()
+    self._config, self._mesh = config, mesh
     self.student, self.tuner = student, tuner
     self._given = start or {}
     self._start = {"student": teacher, "fake_score": teacher} | self._given
-    frozen = jax.tree.map(
-      lambda x: jnp.asarray(x, config.frozen_dtype), teacher
-    )
-    self._frozen = replicate({"teacher": frozen, **null_prompt}, self._mesh)
+    everywhere = rules.replicated(mesh)
+    self._frozen = rules.put(null_prompt, everywhere)
+    axes = student.denoiser.logical_axes
+    self._frozen["teacher"] = self._put(teacher, axes, config.frozen_dtype)
+
+    def jitted(step: Step, shardings: NetworkState) -> Step:
+      places = shardings, everywhere
+      return jax.jit(step, donate_argnums=0, out_shardings=places)
 
     c = config.distill
     scores = c.score_warmup + c.score_steps * max(config.steps - c.cd_warmup, 1)
@@ -173,15 +189,16 @@ class DistillTask:
       config.optimizer,
       tuner.model if tuner else None,
     )
-    self.student_step = jax.jit(step, donate_argnums=0)
+    self._shardings = {"student": self._places("student", self._optimizer)}
+    self.student_step = jitted(step, self._shardings["student"])
     alone = dataclasses.replace(c, vsd_weight=0.0, reward_weight=0.0)
-    self._warmup_step = jax.jit(
+    self._warmup_step = jitted(
       make_student_step(
         dataclasses.replace(student, config=alone),
         self._optimizer,
         config.optimizer,
       ),
-      donate_argnums=0,
+      self._shardings["student"],
     )
     self._score_optimizer, self.score_step = None, None
     if c.vsd_weight:
@@ -189,7 +206,9 @@ class DistillTask:
       step = make_score_step(
         student, self._score_optimizer, config.score_optimizer
       )
-      self.score_step = jax.jit(step, donate_argnums=0)
+      places = self._places("fake_score", self._score_optimizer)
+      self._shardings["fake_score"] = places
+      self.score_step = jitted(step, places)
     self.description = {
       "task": "distill",
       "model": architecture(student.denoiser),
@@ -203,26 +222,64 @@ class DistillTask:
 
   def init(self) -> DistillState:
     """Student and fake score as copies of what they start from."""
+    networks = {
+      "student": self._optimizer,
+      "fake_score": self._score_optimizer,
+    }
+    states = {
+      name: self._network(name, optimizer) if optimizer else None
+      for name, optimizer in networks.items()
+    }
+    return DistillState(**states, reward=self.tuner and self.tuner.init())
 
-    def network(name: str, optimizer: Any, ema: float) -> NetworkState:
-      if self.student.lora_rank and name not in self._given:
-        key = named_key(self._config.seed, f"adapters of {name}", 0)
-        params = init_adapters(key, self._start[name], self.student.lora_rank)
-      else:
-        params = jax.tree.map(
-          lambda x: jnp.array(x, jnp.float32), self._start[name]
-        )
-      return states.create(params, optimizer, ema > 0)
+  def _network(self, name: str, optimizer: Any) -> NetworkState:
+    """A network's first state, made where it belongs."""
+    create = jax.jit(
+      functools.partial(self._create, name, optimizer),
+      out_shardings=self._shardings[name],
+      donate_argnums=0,
+    )
+    if self._has_fresh_adapters(name):
+      return create(named_key(self._config.seed, f"adapters of {name}", 0))
+    start = self._start[name]
+    return create(self._put(start, self._axes(start), "float32"))
 
+  def _create(
+    self, name: str, optimizer: Any, start: Params | Array
+  ) -> NetworkState:
+    """From parameters, or from the key of fresh adapters."""
+    if self._has_fresh_adapters(name):
+      rank = self.student.lora_rank
+      start = init_adapters(start, self._start["student"], rank)
     config = self._config
-    student = network("student", self._optimizer, config.optimizer.ema)
-    fake_score = None
-    if self.score_step is not None:
-      fake_score = network(
-        "fake_score", self._score_optimizer, config.score_optimizer.ema
-      )
-    reward = self.tuner.init() if self.tuner else None
-    return replicate(DistillState(student, fake_score, reward), self._mesh)
+    ema = config.optimizer if name == "student" else config.score_optimizer
+    return states.create(start, optimizer, ema.ema > 0)
+
+  def _has_fresh_adapters(self, name: str) -> bool:
+    return self.student.lora_rank > 0 and name not in self._given
+
+  def _places(self, name: str, optimizer: Any) -> NetworkState:
+    """Shardings of a network's state."""
+    start = jax.random.key(0)
+    if not self._has_fresh_adapters(name):
+      start = self._start[name]
+    create = functools.partial(self._create, name, optimizer)
+    state = jax.eval_shape(create, start)
+    return states.shardings(state, self._axes(state.params), self._mesh)
+
+  def _axes(self, params: Params) -> PyTree:
+    """Names of the axes of a network's parameters, or of its adapters'."""
+    axes = self.student.denoiser.logical_axes
+    return adapter_axes(axes, params) if self.student.lora_rank else axes
+
+  def _put(self, params: Params, axes: PyTree, dtype: str) -> Params:
+    """Puts parameters, or adapters, where they belong."""
+    shardings = rules.param_shardings(axes, params, self._mesh)
+
+    def place(leaf: Any, sharding: NamedSharding) -> Array:
+      return rules.put(np.asarray(leaf).astype(dtype), sharding)
+
+    return jax.tree.map(place, params, shardings)
 
   def update(
     self, state: DistillState, batches: Batches, index: int

@@ -193,10 +193,13 @@ def refusal(dollar):
 
 def _read_state(workdir, step):
   folder = pathlib.Path(workdir) / "checkpoints"
-  names = ("state", "data", "description")
-  with ocp.CheckpointManager(folder, item_names=names) as manager:
+  handlers = {"state": ocp.StandardCheckpointHandler()}
+  with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+    saved = manager.item_metadata(step)["state"].tree
+    # as numpy arrays, whatever the number of devices that saved it
+    target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), saved)
     restored = manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore())
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
     )
   leaves, _ = jax.tree_util.tree_flatten_with_path(restored["state"])
   return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
@@ -220,7 +223,9 @@ def assert_same_run():
       assert array.tobytes() == yours[name].tobytes(), name
     data = pathlib.Path("checkpoints", str(steps), "data")
     for folder in (data, pathlib.Path("model")):
-      names = [p.relative_to(one) for p in (one / folder).rglob("*.*")]
+      names = [
+        p.relative_to(one) for p in (one / folder).rglob("*") if p.is_file()
+      ]
       names = [name for name in names if name.name != "commit_success.txt"]
       assert names
       for name in names:

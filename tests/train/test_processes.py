@@ -1,0 +1,66 @@
+"""Two processes train what one does, and go on from each other's checkpoints.
+
+On loopback, with two fake devices each. The one process is told to add up
+between its four devices as the two do, since another order of summands would
+round otherwise.
+"""
+
+import shutil
+import socket
+import textwrap
+
+import pytest
+
+from dollar_jax.train import metrics
+
+STEPS = 12
+EARLY = STEPS - 4
+"""The oldest checkpoint that a run keeps."""
+
+PROCESS = """
+import sys
+import jax
+
+port, count, index = sys.argv[1:4]
+jax.config.update("jax_num_cpu_devices", 4 // int(count))
+jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
+from dollar_jax import cli
+
+code = cli.main(sys.argv[4:])
+assert jax.device_count() == 4
+sys.exit(code)
+"""
+
+
+def train(runs, count, command):
+  """Runs a command in `count` processes; their stderr if one of them failed."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+  code = textwrap.dedent(PROCESS)
+  processes = [
+    runs.start("-c", code, str(port), str(count), str(i), *command)
+    for i in range(count)
+  ]
+  for process in processes:
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+
+
+def test_two_processes_train_as_one(runs, assert_same_run):
+  kind, mesh = "reward", {"mesh__fsdp": 2}
+  two, one = runs.fresh(), runs.fresh()
+  train(runs, 2, runs.command(kind, two, **mesh))
+  whole = runs.whole(kind)
+  for mine, other in zip(*map(metrics.read, (two, whole)), strict=True):
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+      assert value == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+
+  shutil.copytree(two, one, dirs_exist_ok=True)
+  shutil.rmtree(one / "model")
+  for step in (STEPS - 2, STEPS):
+    shutil.rmtree(one / "checkpoints" / str(step))
+  assert (one / "checkpoints" / str(EARLY)).is_dir()
+  train(runs, 1, runs.command(kind, one, **mesh))
+  assert_same_run(two, one)
