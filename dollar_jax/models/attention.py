@@ -258,7 +258,7 @@ def _attend_splash(
   query: Array, key: Array, value: Array, interpret: bool = False
 ) -> Array:
   """Splash attention; `interpret` runs it, slowly, on any device."""
-  # Pallas takes a second to import, and only TPUs need it.
+  # of no use without a TPU, and jax calls it experimental
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
   )
