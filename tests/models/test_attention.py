@@ -186,8 +186,8 @@ def test_kernel_by_platform_shape_and_type(changes, kernel, reason):
       {"context": 4, "data": 8},
       {},
       (
-        "splash under ulysses: the devices are tpu, bfloat16, head size 128; 12 "
-        "heads / context=4"
+        "splash under ulysses: the devices are tpu, bfloat16, head size 128; "
+        "12 heads / context=4"
       ),
     ),
     (
@@ -199,16 +199,16 @@ def test_kernel_by_platform_shape_and_type(changes, kernel, reason):
       {"context": 8},
       {},
       (
-        "xla under ring: 12 heads do not divide among context=8; the steps of a "
-        "ring are plain XLA"
+        "xla under ring: 12 heads do not divide among context=8; the steps of "
+        "a ring are plain XLA"
       ),
     ),
     (
       {"tensor": 4, "context": 2},
       {"platform": "gpu"},
       (
-        "xla under ring: 12 heads / tensor=4 = 3 do not divide among context=2; "
-        "the steps of a ring are plain XLA"
+        "xla under ring: 12 heads / tensor=4 = 3 do not divide among "
+        "context=2; the steps of a ring are plain XLA"
       ),
     ),
     (
@@ -253,43 +253,44 @@ def test_how_tokens_meet_by_heads_and_mesh(axes, changes, wanted):
     (
       {"kernel": "splash", "dtype": "float16"},
       (
-        "attention is 'splash', but splash attention takes bfloat16 or float32, "
-        "and dtype is float16; set attention to 'auto'"
+        "attention is 'splash', but splash attention takes bfloat16 or "
+        "float32, and dtype is float16; set attention to 'auto'"
       ),
     ),
     (
       {"kernel": "cudnn"},
       (
-        "attention is 'cudnn', but cuDNN runs on GPUs and the devices are tpu; "
-        "set attention to 'auto'"
+        "attention is 'cudnn', but cuDNN runs on GPUs and the devices are tpu;"
+        " set attention to 'auto'"
       ),
     ),
     (
       {"kernel": "cudnn", "platform": "gpu", "dtype": "float32"},
       (
-        "attention is 'cudnn', but cuDNN takes bfloat16 or float16, and dtype is "
-        "float32; set attention to 'auto'"
+        "attention is 'cudnn', but cuDNN takes bfloat16 or float16, and dtype "
+        "is float32; set attention to 'auto'"
       ),
     ),
     (
       {"kernel": "cudnn", "platform": "gpu", "head_dim": 160},
       (
-        "attention is 'cudnn', but cuDNN takes head sizes that are multiples of "
-        "8 up to 128, and this is 160; set attention to 'auto'"
+        "attention is 'cudnn', but cuDNN takes head sizes that are multiples "
+        "of 8 up to 128, and this is 160; set attention to 'auto'"
       ),
     ),
     (
       {"axes": {"tensor": 8}},
       (
-        "12 attention heads do not divide among tensor=8 devices; use tensor=1, "
-        "2, 3, 4, 6 or 12"
+        "12 attention heads do not divide among tensor=8 devices; use "
+        "tensor=1, 2, 3, 4, 6 or 12"
       ),
     ),
     (
       {"axes": {"tensor": 2, "context": 4}, "context": "ulysses"},
       (
-        "context is 'ulysses', but 12 heads / tensor=2 = 6 do not divide among "
-        "context=4 devices; use context=1, 2, 3 or 6, or set context to 'ring'"
+        "context is 'ulysses', but 12 heads / tensor=2 = 6 do not divide among"
+        " context=4 devices; use context=1, 2, 3 or 6, or set context to "
+        "'ring'"
       ),
     ),
     (
@@ -304,17 +305,17 @@ def test_how_tokens_meet_by_heads_and_mesh(axes, changes, wanted):
       (
         "attention is 'splash', but context is 'ring', and a ring needs the "
         "softmax's sums of every step, which splash does not give with "
-        "gradients; set attention to 'xla' or use 'ulysses' with context=1, 2, "
-        "3, 4, 6 or 12"
+        "gradients; set attention to 'xla' or use 'ulysses' with context=1, 2,"
+        " 3, 4, 6 or 12"
       ),
     ),
     (
       {"axes": {"context": 8}, "kernel": "splash"},
       (
-        "attention is 'splash', but 12 heads do not divide among context=8, and "
-        "a ring needs the softmax's sums of every step, which splash does not "
-        "give with gradients; set attention to 'xla' or use 'ulysses' with "
-        "context=1, 2, 3, 4, 6 or 12"
+        "attention is 'splash', but 12 heads do not divide among context=8, "
+        "and a ring needs the softmax's sums of every step, which splash does "
+        "not give with gradients; set attention to 'xla' or use 'ulysses' with"
+        " context=1, 2, 3, 4, 6 or 12"
       ),
     ),
   ],

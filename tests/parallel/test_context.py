@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from dollar_jax.models import attention as attentions
 from dollar_jax.models.attention import attention
+from dollar_jax.parallel import context
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -27,16 +29,14 @@ AXES = ("data", "fsdp", "tensor", "context")
 MESHES = [
   (4, 2, 1, 1),  # the batch of 4 divides among data alone
   (2, 2, 2, 1),
-  (1, 1, 8, 1),
   (1, 1, 1, 8),  # of 13 tokens the last device has none
   (2, 1, 1, 4),
-  (1, 2, 1, 4),
   (1, 1, 4, 2),
   (2, 2, 1, 2),
   (1, 2, 2, 2),
 ]
 BATCH, HEADS, TEXT = 4, 8, 3
-LENGTHS = {"even": 16, "odd": 13}
+EVEN, ODD = 16, 13
 RULES = [
   ("batch", ("data", "fsdp")),
   ("tokens", "context"),
@@ -44,37 +44,32 @@ RULES = [
   ("mlp", "tensor"),
   ("embed", "fsdp"),
 ]
-WAN = tiny.wan(dataclasses.replace(tiny.WAN, num_attention_heads=4))
-COGVIDEOX = tiny.cogvideox()
-NETWORKS = [  # denoiser, mesh, how tokens meet, latents (T, H, W)
-  ("wan", WAN, (2, 1, 2, 2), "ulysses", (3, 6, 2)),  # 9 tokens
-  ("wan", WAN, (1, 2, 1, 4), "ring", (3, 2, 10)),  # 15 tokens
-  ("wan", WAN, (1, 1, 2, 4), "auto", (2, 4, 4)),  # 2 heads a device, so ring
-  ("cogvideox", COGVIDEOX, (2, 2, 1, 2), "ulysses", (2, 4, 6)),  # 5 + 12
-  ("cogvideox", COGVIDEOX, (2, 1, 1, 4), "ring", (2, 4, 4)),  # 5 + 8
-]
-EXCHANGES = {
-  "local": (),
-  "ulysses": ("all_to_all",),
-  "ring": ("ppermute",),
-  "auto": ("ppermute",),
+NETWORKS = {  # with the latents' size (T, H, W)
+  "wan": (
+    tiny.wan(dataclasses.replace(tiny.WAN, num_attention_heads=4)),
+    (3, 6, 2),  # 9 tokens
+  ),
+  "cogvideox": (tiny.cogvideox(), (2, 4, 4)),  # 5 words and 8 tokens
 }
+NETWORK_MESHES = [
+  ("wan", (2, 1, 2, 2), "ulysses"),
+  ("wan", (1, 1, 2, 4), "ring"),  # 2 heads a device, so not Ulysses
+  ("cogvideox", (2, 2, 1, 2), "ulysses"),
+  ("cogvideox", (1, 2, 1, 4), "ring"),
+]
+EXCHANGES = {"local": [], "ulysses": ["all_to_all"], "ring": ["ppermute"]}
+
+
+def name_of(*parts):
+  return "-".join(p if type(p) is str else "x".join(map(str, p)) for p in parts)
 
 
 def attention_cases():
   """Name, mesh and how tokens meet."""
   return [
-    (f"{way}-{'x'.join(map(str, shape))}", shape, way)
+    (name_of(way, shape), shape, way)
     for shape in MESHES
     for way in (("ulysses", "ring") if shape[-1] > 1 else ("local",))
-  ]
-
-
-def network_cases():
-  """Name, denoiser, mesh, how tokens meet and size of the latents."""
-  return [
-    (f"{name}-{way}-{'x'.join(map(str, shape))}", denoiser, shape, way, size)
-    for name, denoiser, shape, way, size in NETWORKS
   ]
 
 
@@ -83,41 +78,77 @@ def draw(*shapes):
   return [rng.standard_normal(s).astype(np.float32) for s in shapes]
 
 
-def attend_all(**options):
-  """Values and gradients of self- and cross-attention, for every length."""
+def draw_attention(queries, keys, heads=HEADS):
+  """Query, key, value and the gradient of what comes of them."""
+  lengths = queries, keys, keys, queries
+  return draw(*[(BATCH, n, heads, 8) for n in lengths])
 
-  def run():
+
+def values_and_gradients(function, *inputs):
+  *inputs, grad = inputs
+  out, pull = jax.vjp(function, *inputs)
+  return jax.tree.leaves((out, pull(grad)))
+
+
+INPUTS = {
+  "even": draw_attention(EVEN, EVEN),
+  "odd": draw_attention(ODD, ODD),
+  "cross": draw_attention(ODD, TEXT),
+}
+
+
+def run_all(context):
+  """Self- and cross-attention, of an even and an odd length."""
+
+  def run(inputs):
     found = {}
-    for name, length in LENGTHS.items():
-      for kind, keys in (("self", length), ("cross", TEXT)):
-        attend = functools.partial(attention, cross=kind == "cross", **options)
-        lengths = length, keys, keys, length
-        *inputs, grad = draw(*[(BATCH, n, HEADS, 6) for n in lengths])
-        out, pull = jax.vjp(attend, *inputs)
-        found[f"{name}-{kind}"] = (out, *pull(grad))
+    for name, arrays in inputs.items():
+      options = {"context": context, "cross": name == "cross"}
+      attend = functools.partial(attention, **options)
+      found[name] = values_and_gradients(attend, *arrays)
     return found
 
   return run
 
 
-def run_network(denoiser, size):
-  """A network's output and the gradients of all that goes in."""
+def draw_network(denoiser, size):
+  """Parameters, inputs and the gradient of the output."""
   c = denoiser.config
-  x, text, grad = draw(
+  params = tiny.random_params(denoiser, scale=0.3)
+  return params, *draw(
     (BATCH, *size, c.in_channels),
     (BATCH, tiny.WORDS, c.text_dim),
     (BATCH, *size, c.out_channels),
   )
+
+
+def run_network(denoiser):
+  """A whole network and the gradients of all that goes in."""
   t = jnp.array([0.1, 0.4, 0.7, 0.9])
 
-  def run(params):
-    def raw(params, x, text):
-      return denoiser.raw(params, x, t, text)
+  def raw(params, x, text):
+    return denoiser.raw(params, x, t, text)
 
-    out, pull = jax.vjp(raw, params, x, text)
-    return {"out": (out,), "gradients": jax.tree.leaves(pull(grad))}
+  def run(*inputs):
+    out, *gradients = values_and_gradients(raw, *inputs)
+    return {"out": [out], "gradients": gradients}
 
   return run
+
+
+def run_splash(*inputs):
+  """Splash attention, without a TPU."""
+  splash = functools.partial(attentions._attend_splash, interpret=True)
+
+  def attend(query, key, value):
+    return context.over_mesh(splash, query, key, value, "ulysses")
+
+  return {"splash": values_and_gradients(attend, *inputs)}
+
+
+def run_ring(*inputs):
+  attend = functools.partial(attention, context="ring")
+  return {"ring": values_and_gradients(attend, *inputs)}
 
 
 def shard(params, denoiser, mesh):
@@ -141,10 +172,24 @@ def compare(ours, theirs):
 
   def distance(a, b):
     assert a.shape == b.shape
-    assert a.dtype == b.dtype
-    return float(jnp.abs(a - b).max() / jnp.abs(b).max())
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    return float(np.abs(a - b).max() / np.abs(b).max())
 
-  return {k: max(map(distance, ours[k], theirs[k])) for k in theirs}
+  return {k: max(map(distance, ours[k], theirs[k])) for k in ours}
+
+
+def on_mesh(mesh, function, wanted, *inputs):
+  """What comes of a function on a mesh, beside what should have."""
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    traced = jax.jit(function).trace(*inputs)
+    found = jax.device_get(traced.lower().compile()(*inputs))
+  known = [x for way in EXCHANGES.values() for x in way]
+  exchanges = [x for x in known if x in str(traced.jaxpr)]
+  return {"distances": compare(found, wanted), "exchanges": exchanges}
+
+
+def alone(function, *inputs):
+  return jax.device_get(jax.jit(function)(*inputs))
 
 
 def main(file):
@@ -152,28 +197,38 @@ def main(file):
   jax.config.update("jax_num_cpu_devices", 8)
   jax.config.update("jax_disable_most_optimizations", True)
   report = {}
-  alone = jax.device_get(jax.jit(attend_all())())
+  wanted = alone(run_all("auto"), INPUTS)
   for name, shape, way in attention_cases():
-    with jax.set_mesh(make_mesh(shape)):
-      method = "auto" if way == "local" else way
-      traced = jax.jit(attend_all(context=method)).trace()
-      found = jax.device_get(traced.lower().compile()())
-    report[name] = compare(found, alone), str(traced.jaxpr)
-  for name, denoiser, shape, way, size in network_cases():
-    params = tiny.random_params(denoiser, scale=0.3)
-    alone = jax.device_get(jax.jit(run_network(denoiser, size))(params))
-    mesh = make_mesh(shape)
-    spread = denoiser.with_config(context=way)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-      run = jax.jit(run_network(spread, size))
-      traced = run.trace(shard(params, denoiser, mesh))
-      found = jax.device_get(
-        traced.lower().compile()(shard(params, denoiser, mesh))
-      )
-    report[name] = compare(found, alone), str(traced.jaxpr)
-  for name, (distances, jaxpr) in report.items():
-    exchanges = [x for x in ("all_to_all", "ppermute") if x in jaxpr]
-    report[name] = {"distances": distances, "exchanges": exchanges}
+    method = "auto" if way == "local" else way
+    inputs = dict(INPUTS)
+    if way == "ring":
+      del inputs["cross"]  # a ring has no say in it
+    report[name] = on_mesh(make_mesh(shape), run_all(method), wanted, inputs)
+
+  for name, (denoiser, size) in NETWORKS.items():
+    params, *inputs = draw_network(denoiser, size)
+    wanted = alone(run_network(denoiser), params, *inputs)
+    for shape, way in (c[1:] for c in NETWORK_MESHES if c[0] == name):
+      mesh = make_mesh(shape)
+      run = run_network(denoiser.with_config(context=way))
+      found = on_mesh(mesh, run, wanted, shard(params, denoiser, mesh), *inputs)
+      report[name_of(name, way, shape)] = found
+
+  run = functools.partial(values_and_gradients, attention)
+  inputs = draw_attention(141, 141, heads=4)
+  wanted = {"splash": alone(run, *inputs)}
+  report["splash"] = on_mesh(
+    make_mesh((2, 1, 2, 2)), run_splash, wanted, *inputs
+  )
+
+  context.RING_SCORES = 1  # 150 queries a device, in chunks of 128
+  inputs = draw_attention(299, 299, heads=2)
+  wanted = {"ring": alone(run, *inputs)}
+  mesh = make_mesh((2, 2, 1, 2))
+  for dtype in ("float32", "bfloat16"):
+    narrow = [x.astype(dtype) for x in inputs]
+    found = on_mesh(mesh, run_ring, wanted, *narrow)
+    report[f"chunks-{dtype}"] = found
   pathlib.Path(file).write_text(json.dumps(report))
 
 
@@ -187,21 +242,32 @@ def report(tmp_path_factory):
   return json.loads(file.read_text())
 
 
+def check(found, way, groups, most=1e-5):
+  assert found["exchanges"] == EXCHANGES[way]
+  assert found["distances"].keys() == groups
+  for group, distance in found["distances"].items():
+    assert distance <= most, group
+
+
 @pytest.mark.parametrize("name, way", [c[::2] for c in attention_cases()])
 def test_a_mesh_attends_as_one_device_does(report, name, way):
-  found = report[name]
-  assert found["exchanges"] == list(EXCHANGES[way])
-  assert len(found["distances"]) == 2 * len(LENGTHS)
-  for case, distance in found["distances"].items():
-    assert distance <= 1e-5, case
+  cross = {"cross"} if way != "ring" else set()
+  check(report[name], way, {"even", "odd"} | cross)
 
 
-@pytest.mark.parametrize("name, way", [c[::3] for c in network_cases()])
-def test_a_mesh_runs_networks_as_one_device_does(report, name, way):
-  found = report[name]
-  assert found["exchanges"] == list(EXCHANGES[way])
-  for case, distance in found["distances"].items():
-    assert distance <= 1e-5, case
+@pytest.mark.parametrize("network, shape, way", NETWORK_MESHES)
+def test_a_mesh_runs_networks_as_one_device_does(report, network, shape, way):
+  found = report[name_of(network, way, shape)]
+  check(found, way, {"out", "gradients"})
+
+
+def test_splash_attends_under_ulysses(report):
+  check(report["splash"], "ulysses", {"splash"})
+
+
+@pytest.mark.parametrize("dtype, most", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_a_ring_goes_chunk_by_chunk(report, dtype, most):
+  check(report[f"chunks-{dtype}"], "ring", {"ring"}, most)
 
 
 if __name__ == "__main__":
