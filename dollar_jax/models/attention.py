@@ -28,6 +28,10 @@ CUDNN_HEAD_DIM = 128
 SPLASH_BLOCK = 512
 """Tokens of a block of splash attention, at most."""
 
+SPLASH_GROUP = 5
+"""Blocks of keys whose gradients are made together, at most: with more of
+float32 a TPU v5e's fast memory is too small."""
+
 LANES = 128
 """Tokens of a block of splash attention, at least; it is a multiple of them."""
 
@@ -267,11 +271,13 @@ def _attend_splash(
   )
 
   lengths = query.shape[1], key.shape[1]
-  rows, columns = (_splash_block(length) for length in lengths)
+  rows, _ = _splash_blocks(lengths[0], 1)
+  most = SPLASH_GROUP if query.shape[3] <= LANES else 1
+  columns, group = _splash_blocks(lengths[1], most)
   scaled = query * query.shape[-1] ** -0.5
   q, k, v = (
-    jnp.swapaxes(spreading.fill(x, 1, block), 1, 2)
-    for x, block in ((scaled, rows), (key, columns), (value, columns))
+    jnp.swapaxes(spreading.fill(x, 1, step), 1, 2)
+    for x, step in ((scaled, rows), (key, group), (value, group))
   )
   mask = masks.FullMask((q.shape[2], k.shape[2]))
   kernel = splash.make_splash_mha(
@@ -280,7 +286,8 @@ def _attend_splash(
       block_q=rows,
       block_kv=columns,
       block_q_dkv=rows,
-      block_kv_dkv=columns,
+      block_kv_dkv=group,
+      block_kv_dkv_compute=columns,
       use_fused_bwd_kernel=True,
     ),
     head_shards=1,
@@ -298,10 +305,19 @@ def _attend_splash(
   return jnp.swapaxes(out[:, :, : lengths[0]], 1, 2).astype(query.dtype)
 
 
-def _splash_block(length: int) -> int:
-  """The block of tokens that fills up least, about `SPLASH_BLOCK`."""
-  blocks = -(-length // SPLASH_BLOCK)
-  return -(-length // (blocks * LANES)) * LANES
+def _splash_blocks(length: int, most: int) -> tuple[int, int]:
+  """Tokens of a block and of a group of blocks; the groups fill up little.
+
+  Splash attention's backward pass holds a copy of the queries' gradient for
+  every group of keys, so groups of `most` blocks are wanted, or of a few less.
+  """
+  count = -(-length // SPLASH_BLOCK)
+  wanted = [min(count, most - less) for less in range(min(3, most))]
+  while all(count % group for group in wanted):
+    count += 1
+  group = next(group for group in wanted if count % group == 0)
+  block = -(-length // (count * LANES)) * LANES
+  return block, block * group
 
 
 _ATTEND = {

@@ -115,10 +115,11 @@ def test_many_scores_go_chunk_by_chunk_on_the_cpu(tokens, chunks):
   assert ("scan" in jaxpr) == chunks
 
 
-@pytest.mark.parametrize("queries, keys", [(130, 257), (5, 1)])
+@pytest.mark.parametrize("queries, keys", [(130, 400), (5, 1)])
 def test_splash_equals_jax(monkeypatch, queries, keys):
-  """Several blocks of 128 tokens, the last ones filled up."""
+  """Blocks of 128 tokens, keys in two groups of two, the last filled up."""
   monkeypatch.setattr(attentions, "SPLASH_BLOCK", 128)
+  monkeypatch.setattr(attentions, "SPLASH_GROUP", 2)
   splash = functools.partial(attentions._attend_splash, interpret=True)
   *inputs, weight = _inputs(2, queries, keys) + _inputs(2, queries, 1)[:1]
 
@@ -135,11 +136,32 @@ def test_splash_equals_jax(monkeypatch, queries, keys):
 
 
 @pytest.mark.parametrize(
-  "tokens, block",
-  [(1, 128), (512, 512), (513, 384), (600, 384), (4095, 512), (32760, 512)],
+  "tokens, block, blocks, groups",
+  [
+    (1, 128, 1, 1),
+    (513, 384, 2, 1),
+    (2560, 512, 5, 1),
+    (2561, 512, 6, 2),
+    (7680, 512, 15, 3),
+    (17776, 512, 35, 7),
+    (32760, 512, 64, 16),
+  ],
 )
-def test_splash_fills_up_less_than_a_block(tokens, block):
-  assert attentions._splash_block(tokens) == block
+def test_splash_fills_up_little(tokens, block, blocks, groups):
+  """The groups are what the backward pass holds gradients of."""
+  size, group = attentions._splash_blocks(tokens, attentions.SPLASH_GROUP)
+  assert (size, group * groups) == (block, block * blocks)
+  assert attentions._splash_blocks(tokens, 1) == (block, block)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_splash_blocks_hold_every_length(most):
+  for tokens in range(1, 20_000, 61):
+    block, group = attentions._splash_blocks(tokens, most)
+    assert block % 128 == 0
+    assert group % block == 0
+    assert group <= most * block
+    assert -tokens % group < max(128 * most, 3 * block)
 
 
 def _choose(kernel="auto", context="auto", **changes):
