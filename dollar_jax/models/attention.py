@@ -6,7 +6,6 @@ one and why, from the platform, the shapes and the type alone.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import jax
@@ -253,9 +252,20 @@ def _attend_xla(query: Array, key: Array, value: Array) -> Array:
   return jnp.swapaxes(jnp.einsum("bnlm,bnmk->bnlk", weights, v), 1, 2)
 
 
-_attend_cudnn = functools.partial(
-  jax.nn.dot_product_attention, implementation="cudnn"
-)
+def _attend_cudnn(
+  query: Array, key: Array, value: Array, implementation: str = "cudnn"
+) -> Array:
+  """CuDNN's fused attention; "xla" does the same on any device."""
+  length, keys = query.shape[1], key.shape[1]
+  # jax refuses to differentiate cuDNN's attention of an odd number of tokens
+  q, k, v = (spreading.fill(x, 1, 2) for x in (query, key, value))
+  held = None
+  if k.shape[1] > keys:
+    held = jnp.full(k.shape[:1], keys, jnp.int32)
+  out = jax.nn.dot_product_attention(
+    q, k, v, key_value_seq_lengths=held, implementation=implementation
+  )
+  return out[:, :length]
 
 
 def _attend_splash(

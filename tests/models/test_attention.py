@@ -135,6 +135,17 @@ def test_splash_equals_jax(monkeypatch, queries, keys):
     np.testing.assert_allclose(a, b, atol=5e-6)
 
 
+@pytest.mark.parametrize("queries, keys", [(5, 7), (4, 6)])
+def test_cudnn_fills_up_odd_lengths(queries, keys):
+  def attend(*x):
+    return attentions._attend_cudnn(*x, implementation="xla")
+
+  inputs = _inputs(2, queries, keys)
+  np.testing.assert_allclose(
+    jax.jit(attend)(*inputs), jax.nn.dot_product_attention(*inputs), atol=2e-6
+  )
+
+
 @pytest.mark.parametrize(
   "tokens, block, blocks, groups",
   [

@@ -53,8 +53,6 @@ NETWORKS = {  # with the latents' size (T, H, W)
 }
 NETWORK_MESHES = [
   ("wan", (2, 1, 2, 2), "ulysses"),
-  ("wan", (1, 1, 2, 4), "ring"),  # 2 heads a device, so not Ulysses
-  ("cogvideox", (2, 2, 1, 2), "ulysses"),
   ("cogvideox", (1, 2, 1, 4), "ring"),
 ]
 EXCHANGES = {"local": [], "ulysses": ["all_to_all"], "ring": ["ppermute"]}
