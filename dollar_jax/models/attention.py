@@ -28,8 +28,8 @@ SPLASH_BLOCK = 512
 """Tokens of a block of splash attention, at most."""
 
 SPLASH_GROUP = 5
-"""Blocks of keys whose gradients are made together, at most: with more of
-float32 a TPU v5e's fast memory is too small."""
+"""Blocks of keys whose gradients are made together, at most. Eight, of 512
+tokens of 128 float32 numbers, are more than a TPU v5e's fast memory."""
 
 LANES = 128
 """Tokens of a block of splash attention, at least; it is a multiple of them."""
@@ -255,7 +255,7 @@ def _attend_xla(query: Array, key: Array, value: Array) -> Array:
 def _attend_cudnn(
   query: Array, key: Array, value: Array, implementation: str = "cudnn"
 ) -> Array:
-  """CuDNN's fused attention; "xla" does the same on any device."""
+  """Fused attention of cuDNN; "xla" does the same on any device."""
   length, keys = query.shape[1], key.shape[1]
   # jax refuses to differentiate cuDNN's attention of an odd number of tokens
   q, k, v = (spreading.fill(x, 1, 2) for x in (query, key, value))
