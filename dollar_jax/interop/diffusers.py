@@ -196,7 +196,7 @@ def load(
       keeps the stored types.
     host: leaves the parameters as numpy arrays, for the caller to place.
     **model_options: config fields that no folder holds: `dtype` (compute),
-      `remat`, `scan`.
+      `remat`, `scan`, `attention`, `context`.
 
   Returns:
     (denoiser, params).

@@ -394,7 +394,7 @@ TRANSFORMERS = {
     module=WanTransformer,
     config=WanConfig,
     keymap=wan_keymap,
-    ours=("dtype", "remat", "scan"),
+    ours=("dtype", "remat", "scan", "attention", "context"),
     fixed={
       "qk_norm": "rms_norm_across_heads",
     },
@@ -411,7 +411,7 @@ TRANSFORMERS = {
     module=CogVideoXTransformer,
     config=CogVideoXConfig,
     keymap=cogvideox_keymap,
-    ours=("dtype", "remat", "scan"),
+    ours=("dtype", "remat", "scan", "attention", "context"),
     fixed={
       "activation_fn": "gelu-approximate",
       "timestep_activation_fn": "silu",

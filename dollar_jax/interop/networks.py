@@ -34,7 +34,7 @@ def read_config(folder: Path, **options: Any) -> WanConfig | CogVideoXConfig:
 
   Args:
     folder: the transformer's.
-    **options: config fields that no folder holds: `dtype`, `remat`, `scan`.
+    **options: config fields that no folder holds, as in `Form.ours`.
 
   Raises:
     ValueError: as `read_form`, and for what is not supported.

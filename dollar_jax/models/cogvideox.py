@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from dollar_jax.models.attention import attention
+from dollar_jax.models.attention import attention, check_names
 from dollar_jax.models.blocks import (
   check_remat,
   repeat_blocks,
@@ -62,6 +62,9 @@ class CogVideoXConfig:
     dtype: compute type, "float32" or "bfloat16" (ours).
     remat: "none" or a name in `blocks.REMAT_POLICIES` (ours).
     scan: whether blocks run under `nn.scan`, stacked parameters (ours).
+    attention: what carries attention out, one of `attention.KERNELS` (ours).
+    context: how tokens on several devices meet, one of `attention.CONTEXTS`
+      (ours).
   """
 
   num_attention_heads: int = 30
@@ -87,6 +90,8 @@ class CogVideoXConfig:
   dtype: str = "float32"
   remat: str = "none"
   scan: bool = True
+  attention: str = "auto"
+  context: str = "auto"
 
   def __post_init__(self):
     if self.attention_head_dim % 16:
@@ -95,6 +100,7 @@ class CogVideoXConfig:
         "a multiple of 16"
       )
     check_remat(self.remat)
+    check_names(self.attention, self.context)
 
   @property
   def width(self) -> int:
@@ -150,7 +156,8 @@ class Attention(nn.Module):
     value = project("to_v")
     if rotary is not None:
       query, key = rotate(query, *rotary), rotate(key, *rotary)
-    out = checkpoint_name(attention(query, key, value), "attention")
+    out = attention(query, key, value, c.attention, c.context)
+    out = checkpoint_name(out, "attention")
     out = einops.rearrange(out, "b l n k -> b l (n k)")
     return Dense(c.width, ("heads", "embed"), dtype, name="to_out")(out)
 

@@ -8,6 +8,7 @@ float32 whatever `dtype` is.
 """
 
 import dataclasses
+import functools
 import math
 
 import einops
@@ -15,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from dollar_jax.models.attention import attention
+from dollar_jax.models.attention import attention, check_names
 from dollar_jax.models.blocks import (
   check_remat,
   repeat_blocks,
@@ -64,6 +65,9 @@ class WanConfig:
     dtype: compute type, "float32" or "bfloat16" (ours).
     remat: "none" or a name in `blocks.REMAT_POLICIES` (ours).
     scan: whether blocks run under `nn.scan`, stacked parameters (ours).
+    attention: what carries attention out, one of `attention.KERNELS` (ours).
+    context: how tokens on several devices meet, one of `attention.CONTEXTS`
+      (ours).
   """
 
   patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -83,6 +87,8 @@ class WanConfig:
   dtype: str = "float32"
   remat: str = "none"
   scan: bool = True
+  attention: str = "auto"
+  context: str = "auto"
 
   def __post_init__(self):
     if len(self.patch_size) != 3:
@@ -101,6 +107,7 @@ class WanConfig:
         f"{self.image_dim} it must be {added}"
       )
     check_remat(self.remat)
+    check_names(self.attention, self.context)
 
   @property
   def width(self) -> int:
@@ -177,11 +184,14 @@ class Attention(nn.Module):
     value = heads(project("to_v", context))
     if rotary is not None:
       query, key = rotate(query, *rotary), rotate(key, *rotary)
-    out = attention(query, key, value)
+    attend = functools.partial(
+      attention, kernel=c.attention, context=c.context, cross=rotary is None
+    )
+    out = attend(query, key, value)
     if image is not None:
       norm = RMSNorm(c.eps, name="norm_added_k")
       key = heads(norm(project("add_k_proj", image)))
-      out += attention(query, key, heads(project("add_v_proj", image)))
+      out += attend(query, key, heads(project("add_v_proj", image)))
     out = checkpoint_name(out, "attention")
     out = einops.rearrange(out, "b l n k -> b l (n k)")
     return Dense(c.width, ("heads", "embed"), dtype, name="to_out")(out)
