@@ -7,12 +7,15 @@ import flax.linen as nn
 import jax
 
 from dollar_jax.models.lora import COLLECTION
+from dollar_jax.parallel.context import RESIDUALS
 from dollar_jax.typing import Array
 
 REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  "attention": jax.checkpoint_policies.save_only_these_names(
+    "attention", RESIDUALS
+  ),
 }
 """Named rematerialisation policies; "none" keeps every activation."""
 

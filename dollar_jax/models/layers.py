@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dollar_jax.models import lora
+from dollar_jax.parallel.context import platform
 from dollar_jax.typing import Array
 
 
@@ -41,7 +42,7 @@ class Dense(nn.Module):
     # XLA's CPU backend is nearly twice as fast on the backward pass of a
     # matrix product as on that of a batched one; elsewhere a merge of the
     # sharded batch and token axes would cost a reshard.
-    flat = jax.default_backend() == "cpu" and x.ndim > 2
+    flat = platform() == "cpu" and x.ndim > 2
     if flat:
       rows = rows.reshape(-1, x.shape[-1])
     y = rows @ kernel.astype(self.dtype)

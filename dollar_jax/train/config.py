@@ -182,6 +182,9 @@ class TrainConfig:
       `models.blocks.REMAT_POLICIES`.
     scan: whether a network's blocks run under `nn.scan`: compiles faster,
       runs slower on a CPU.
+    attention: what carries attention out, one of `models.attention.KERNELS`.
+    context: how tokens on several devices meet, one of
+      `models.attention.CONTEXTS`.
     lora_rank: rank of the adapters that are trained in place of the student
       and the fake score, which then share the teacher's weights; 0 trains
       whole networks. For "distill".
@@ -209,6 +212,8 @@ class TrainConfig:
   frozen_dtype: str = "float32"
   remat: str = "none"
   scan: bool = True
+  attention: str = "auto"
+  context: str = "auto"
   lora_rank: int = 0
   log_every: int = 10
   model: WanConfig = WanConfig()

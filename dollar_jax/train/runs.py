@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
 from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.pipeline import Pipeline, Recipe
+from dollar_jax.models.attention import Choice, choose
+from dollar_jax.models.cogvideox import CogVideoXConfig
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.lora import init_adapters
 from dollar_jax.models.wan import WanConfig
@@ -72,6 +75,10 @@ def train(
   base = _sized_as_data(base, source[0], config.data.source)
   size, seed = config.data.batch_size, config.seed
   batches = Batches(make_batches(source, size, seed, rows), rows, mesh)
+  choice = _attention(base, mesh)
+  if progress and processes.is_first() and mesh.size > 1:
+    sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    print(f"{mesh.size} devices ({sizes}); attention by {choice}")
   if config.task == "teacher":
     recipe = base.recipe
     task = TeacherTask(
@@ -91,6 +98,30 @@ def train(
     result.save(folder / "model", config=to_dict(config))
   processes.wait_for_all("model")
   return result
+
+
+def _attention(base: Pipeline, mesh: Mesh) -> Choice:
+  """How self-attention is carried out, and why.
+
+  Raises:
+    ValueError: if what was asked for cannot be done on these devices.
+  """
+  c = base.denoiser.config
+  patch = c.patch if isinstance(c, CogVideoXConfig) else c.patch_size
+  tokens = math.prod(
+    size // step
+    for size, step in zip(base.recipe.latent_shape[:3], patch, strict=True)
+  )
+  return choose(
+    c.attention,
+    c.context,
+    platform=mesh.devices.flat[0].platform,
+    dtype=c.dtype,
+    heads=c.num_attention_heads,
+    head_dim=c.attention_head_dim,
+    keys=tokens,
+    axes=dict(mesh.shape),
+  )
 
 
 def _trained(
@@ -129,7 +160,11 @@ def _base(config: TrainConfig) -> Pipeline:
     denoiser = base.denoiser
   _check_model(denoiser.config, base)
   denoiser = denoiser.with_config(
-    dtype=config.dtype, remat=config.remat, scan=config.scan
+    dtype=config.dtype,
+    remat=config.remat,
+    scan=config.scan,
+    attention=config.attention,
+    context=config.context,
   )
   return dataclasses.replace(base, denoiser=denoiser)
 

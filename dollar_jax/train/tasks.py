@@ -27,7 +27,8 @@ from dollar_jax.typing import Array, Params, PyTree
 def architecture(denoiser: Denoiser) -> dict[str, Any]:
   """What decides the shapes of a denoiser's parameters, and their meaning."""
   config = to_dict(denoiser.config)
-  config = {k: v for k, v in config.items() if k not in ("dtype", "remat")}
+  how = ("dtype", "remat", "attention", "context")
+  config = {k: v for k, v in config.items() if k not in how}
   process, prediction = denoiser.process.name, denoiser.prediction
   return {**config, "process": process, "prediction": prediction}
 

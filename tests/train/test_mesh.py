@@ -26,7 +26,7 @@ assert jax.device_count() == 8
 
 MESHES = {
   "teacher": {"mesh.fsdp": 4, "mesh.context": 2},
-  "lora": {"mesh.fsdp": 2, "mesh.tensor": 2, "mesh.context": 2},
+  "lora": {"mesh.fsdp": 2, "mesh.context": 4},
 }
 
 
@@ -43,6 +43,15 @@ def split(_runs, _plain_compiler):
   _, err = process.communicate()
   assert process.returncode == 0, err
   return folders
+
+
+def test_attention_that_cannot_be_done_is_refused(runs, refusal):
+  bad = runs.command("teacher", runs.fresh(), attention="splash")
+  assert refusal(bad).startswith("attention is 'splash'")
+  bad = runs.command("teacher", runs.fresh(), context="rings")
+  assert refusal(bad) == (
+    "context is 'rings'; use one of ['auto', 'ulysses', 'ring']"
+  )
 
 
 def test_a_mesh_that_does_not_fit_is_refused(runs, refusal):
