@@ -94,9 +94,9 @@ def find_cluster(environment: Mapping[str, str]) -> str | None:
     "SLURM", "OpenMPI", "TPU pod" or None.
   """
   for name, (variables, count) in _CLUSTERS.items():
-    if all(variable in environment for variable in variables):
-      if int(environment.get(count, "1")) > 1:
-        return name
+    here = all(variable in environment for variable in variables)
+    if here and int(environment.get(count, "1")) > 1:
+      return name
   for variable in _TPU_HOSTS:
     if "," in environment.get(variable, ""):
       return "TPU pod"

@@ -14,7 +14,8 @@ from dollar_jax.parallel import distributed
 from jax.experimental import multihost_utils
 import jax, numpy as np
 distributed.start(sys.argv[1], 2, int(sys.argv[2]), start_seconds=30)
-print(multihost_utils.process_allgather(np.int32(jax.process_index() + 1)).sum())
+mine = np.int32(jax.process_index() + 1)
+print(multihost_utils.process_allgather(mine).sum())
 distributed.shut_down()
 """
 
