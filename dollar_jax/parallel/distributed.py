@@ -100,6 +100,11 @@ def find_cluster(environment: Mapping[str, str]) -> str | None:
   for variable in _TPU_HOSTS:
     if "," in environment.get(variable, ""):
       return "TPU pod"
+  # JAX's import sets the first where it sees TPU chips; the second rules out
+  # that a metadata server tells of other hosts.
+  alone = "TPU_SKIP_MDS_QUERY" in environment
+  if "TPU_ML_PLATFORM" in environment and not alone:
+    return "TPU pod"
   return None
 
 
