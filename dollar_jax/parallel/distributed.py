@@ -42,7 +42,8 @@ def start(
 
   Raises:
     ValueError: the three arguments are incomplete or out of range.
-    RuntimeError: the processes did not find each other.
+    RuntimeError: JAX refused to start. Where the other processes do not come
+      in time, its runtime aborts the process (exit status 134) instead.
   """
   given = (coordinator, num_processes, process_id)
   arguments = {}
@@ -61,7 +62,8 @@ def start(
     found = find_cluster(os.environ)
   if found is None:
     return None
-  logging.info(
+  # A warning, so that it stands above the abort of a failed start.
+  logging.warning(
     "joining %s; waiting up to %d s for all processes", found, start_seconds
   )
   try:
