@@ -42,7 +42,7 @@ def start(
 
   Raises:
     ValueError: the three arguments are incomplete or out of range.
-    RuntimeError: JAX refused to start. Where the other processes do not come
+    ConnectionError: JAX refused to start. Where the other processes do not come
       in time, its runtime aborts the process (exit status 134) instead.
   """
   given = (coordinator, num_processes, process_id)
@@ -73,7 +73,7 @@ def start(
       **arguments,
     )
   except Exception as error:
-    raise RuntimeError(
+    raise ConnectionError(
       f"could not start through {found} within {start_seconds} s: {error}"
     ) from error
   _set_up_logging()

@@ -7,11 +7,17 @@ The config decides what is trained. Entries are overridden on the command
 line: --config.steps=100 --config.optimizer.learning_rate=1e-4. A workdir that
 holds a checkpoint of the same run is continued from it. The finished model
 lies in WORKDIR/model, in diffusers' layout.
+
+On a cluster start it once on every node: SLURM, OpenMPI and TPU pods are
+recognised. Elsewhere say who is who:
+
+  dollar train … --coordinator=HOST:PORT --num_processes=2 --process_id=0
 """
 
 from absl import flags
 from ml_collections import config_flags
 
+from dollar_jax.parallel import distributed
 from dollar_jax.train.config import from_config_dict
 from dollar_jax.train.runs import train
 
@@ -22,6 +28,18 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
   "workdir", None, "Folder of the run.", required=True, flag_values=FLAGS
 )
+flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT at which process 0 listens, where no cluster tells.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  "num_processes", None, "Processes of the run.", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0.", flag_values=FLAGS
+)
 flags.DEFINE_bool("progress", True, "Show a progress bar.", flag_values=FLAGS)
 
 
@@ -30,8 +48,11 @@ def main(values: flags.FlagValues) -> None:
 
   Raises:
     ValueError: for anything in the config that does not fit.
+    OSError: if the disk is full, or the processes do not find each other.
   """
   if values.config is None:
     raise ValueError("no --config given; name one, e.g. a file in configs/")
   config = from_config_dict(values.config.to_dict())
+  distributed.start(values.coordinator, values.num_processes, values.process_id)
   train(config, values.workdir, values.progress)
+  distributed.shut_down()

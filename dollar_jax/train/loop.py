@@ -18,6 +18,7 @@ from dollar_jax.parallel.rules import shard_batch
 from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.metrics import MetricsLog
+from dollar_jax.train.preemption import on_sigterm
 from dollar_jax.typing import Array, PyTree
 
 CONFIG = "config.json"
@@ -127,6 +128,7 @@ def fit(
   Raises:
     ValueError: if updates are not finite ten times in a row, or a checkpoint
       there is of another run or cannot be read.
+    InterruptedError: after SIGTERM, once the last step is saved.
     OSError: if the disk is full.
   """
   with contextlib.ExitStack() as stack:
@@ -154,6 +156,7 @@ def fit(
       mininterval=1.0,
     )
     stack.callback(bar.close)
+    stop = stack.enter_context(on_sigterm())
     behind: dict[str, Array] = {}
     for index in bar:
       step = index + 1
@@ -167,9 +170,17 @@ def fit(
           log.write(step, row)
         shown = {k: f"{float(v):.3g}" for k, v in list(row.items())[:4]}
         bar.set_postfix(shown, refresh=False)
-      if step % config.checkpoint.every == 0 or step == config.steps:
+      last = step == config.steps
+      stopping = stop.due(step) and not last
+      if step % config.checkpoint.every == 0 or last or stopping:
         _check_finite(behind, step, config.task)
         checkpointer.save(step, task.to_saved(state), batches.iterator)
+      if stopping:
+        checkpointer.wait()
+        raise InterruptedError(
+          f"stopped by SIGTERM after step {step}, which is saved; run the same "
+          "command again to go on"
+        )
     checkpointer.wait()
   return state
 

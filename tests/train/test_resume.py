@@ -43,6 +43,24 @@ def test_killed_run_goes_on_to_the_same_bits(
   ), "something half written is left"
 
 
+def test_a_run_that_is_asked_to_stop_saves_first(runs, dollar, assert_same_run):
+  workdir = runs.fresh()
+  command = runs.command("teacher", workdir, checkpoint__every=1)
+  process = runs.start("-m", "dollar_jax", *command)
+  _wait_for_row(process, workdir / "metrics.jsonl", 3)
+  process.terminate()
+  _, err = process.communicate()
+  assert process.returncode == 1, err
+  saved = [int(p.name) for p in workdir.glob("checkpoints/*[0-9]")]
+  assert 3 <= max(saved) < STEPS
+  assert err == (
+    f"dollar train: error: stopped by SIGTERM after step {max(saved)}, which is "
+    "saved; run the same command again to go on\n"
+  )
+  assert dollar(command)[0] == 0
+  assert_same_run(runs.whole("teacher"), workdir)
+
+
 def test_every_part_of_a_run_is_in_its_checkpoint(runs, read_state):
   names = "\n".join(read_state(runs.whole("reward"), STEPS))
   for part in (
