@@ -50,11 +50,12 @@ def test_a_run_that_is_asked_to_stop_saves_first(runs, dollar, assert_same_run):
   _wait_for_row(process, workdir / "metrics.jsonl", 3)
   process.terminate()
   _, err = process.communicate()
-  assert process.returncode == 1, err
+  assert process.returncode == 143, err
   saved = [int(p.name) for p in workdir.glob("checkpoints/*[0-9]")]
-  assert 3 <= max(saved) < STEPS
+  last = max(saved)
+  assert 3 <= last < STEPS
   assert err == (
-    f"dollar train: error: stopped by SIGTERM after step {max(saved)}, which is "
+    f"dollar train: error: stopped by SIGTERM after step {last}, which is "
     "saved; run the same command again to go on\n"
   )
   assert dollar(command)[0] == 0
