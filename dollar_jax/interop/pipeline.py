@@ -47,17 +47,26 @@ class Pipeline:
   adapters: Params | None = None
 
   @classmethod
-  def load(cls, path: str | Path, scan: bool = False) -> "Pipeline":
+  def load(
+    cls, path: str | Path, scan: bool = False, host: bool = False
+  ) -> "Pipeline":
     """Opens a model folder; "embedded" is the one in the package.
 
     It may also be the name of a model in the Hugging Face cache. A folder
     without recipe.json is sampled as its publishers do.
 
+    Args:
+      path: the folder, or name.
+      scan: whether the network's blocks run under `nn.scan`.
+      host: leaves the parameters as numpy arrays, for the caller to place.
+
     Raises:
       ValueError: if it is not a model folder, or a damaged one.
     """
     path = EMBEDDED if str(path) == "embedded" else check_source(path)
-    denoiser, params = diffusers.load(path, param_dtype="float32", scan=scan)
+    denoiser, params = diffusers.load(
+      path, param_dtype="float32", host=host, scan=scan
+    )
     codec = encoder = None
     if (path / "vae").is_dir():
       codec = diffusers.load_codec(path)

@@ -136,7 +136,7 @@ def _trained(
 def _base(config: TrainConfig) -> Pipeline:
   """The teacher of a distillation, or the untrained model of a teacher run."""
   if config.task == "distill":
-    base = open_model(config.teacher, config.scan)
+    base = open_model(config.teacher, config.scan, host=True)
     denoiser = base.denoiser
     if denoiser.config.scan != config.scan:
       raise ValueError(
@@ -268,7 +268,7 @@ def _start(path: str, scan: bool, lora_rank: int) -> dict[str, Params]:
       "start from a run with the same config.lora_rank, make this student the "
       "teacher, or set config.lora_rank to 0"
     )
-  return {"student": open_model(path, scan).params}
+  return {"student": open_model(path, scan, host=True).params}
 
 
 def _run_config(path: str) -> TrainConfig:
@@ -292,24 +292,27 @@ def _check_start(start: dict[str, Params], teacher: Params, name: str) -> None:
     )
 
 
-def open_model(name: str, scan: bool = False) -> Pipeline:
+def open_model(name: str, scan: bool = False, host: bool = False) -> Pipeline:
   """Opens "embedded", a model folder, or a run's folder.
 
   A run that is finished has its model in `name/model`; of one that is not,
-  the newest checkpoint's average is taken, and `scan` is as in that run.
+  the newest checkpoint's average is taken, and `scan` is as in that run. With
+  `host` parameters stay numpy arrays, for training to place.
 
   Raises:
     ValueError: if it is none of these, or damaged.
   """
   folder = epath.Path(name)
   if (folder / "model").is_dir():
-    return Pipeline.load(str(folder / "model"), scan)
+    return Pipeline.load(str(folder / "model"), scan, host)
   config_file = folder / CONFIG
   if not (folder / "checkpoints").is_dir() or not config_file.exists():
-    return Pipeline.load(name, scan)
+    return Pipeline.load(name, scan, host)
   config = _run_config(name)
   base, networks = _base(config), read_networks(name)
   state = networks if config.task == "teacher" else networks["student"]
   params = state["params"] if state["ema"] is None else state["ema"]
   recipe = Recipe.from_json(read_json(folder / RECIPE))
-  return _trained(base, jax.tree.map(jnp.asarray, params), recipe, config)
+  if not host:
+    params = jax.tree.map(jnp.asarray, params)
+  return _trained(base, params, recipe, config)
