@@ -223,15 +223,13 @@ class DistillTask:
 
   def init(self) -> DistillState:
     """Student and fake score as copies of what they start from."""
-    networks = {
-      "student": self._optimizer,
-      "fake_score": self._score_optimizer,
-    }
-    states = {
-      name: self._network(name, optimizer) if optimizer else None
-      for name, optimizer in networks.items()
-    }
-    return DistillState(**states, reward=self.tuner and self.tuner.init())
+    student = self._network("student", self._optimizer)
+    fake_score = reward = None
+    if self.score_step is not None:
+      fake_score = self._network("fake_score", self._score_optimizer)
+    if self.tuner is not None:
+      reward = self.tuner.init()
+    return DistillState(student, fake_score, reward)
 
   def _network(self, name: str, optimizer: Any) -> NetworkState:
     """A network's first state, made where it belongs."""
@@ -251,7 +249,7 @@ class DistillTask:
     """From parameters, or from the key of fresh adapters."""
     if self._has_fresh_adapters(name):
       rank = self.student.lora_rank
-      start = init_adapters(start, self._start["student"], rank)
+      start = init_adapters(start, self._start[name], rank)
     config = self._config
     ema = config.optimizer if name == "student" else config.score_optimizer
     return states.create(start, optimizer, ema.ema > 0)
