@@ -28,6 +28,7 @@ from dollar_jax.models.denoiser import Denoiser, make_wan
 from dollar_jax.models.latent_reward import LatentReward, LatentRewardConfig
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.models.wan import WanConfig
+from dollar_jax.parallel.mesh import make_mesh
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import config as configs
 from dollar_jax.train import state as states
@@ -339,12 +340,14 @@ def make_tiny_task(
   )
   codec = LinearVAE(draw(192, 4), draw(192), draw(4), (1, 8, 8))
   decode = jax.jit(codec.decode)
+  mesh = make_mesh()
   task = DistillTask(
     student,
     jax.tree.map(lambda leaf: draw(*leaf.shape), params),
     settings,
     {"null_text": draw(*text), "null_mask": np.ones(text[:1], bool)},
-    RewardTuner(settings, student, decode, latent, text),
+    mesh,
+    RewardTuner(settings, student, decode, latent, text, mesh),
   )
   clip = {
     "latents": draw(*latent),
@@ -353,7 +356,8 @@ def make_tiny_task(
     "prompt": "a 3 moving left",
   }
   size = settings.data.batch_size
-  return task, Batches(make_batches([clip] * size, size, 0))
+  batches = make_batches([clip] * size, size, 0)
+  return task, Batches(batches, range(size), mesh)
 
 
 def watch_updates(updates: int = 6) -> dict[str, int]:

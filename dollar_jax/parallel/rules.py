@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
   "layers": (),
   "norm": (),
   "patch": (),
+  "text": (),
 }
 """Logical axis → the mesh axes that it is split over."""
 

@@ -1,5 +1,7 @@
 """Sizes of the mesh, and where arrays lie on it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -7,7 +9,10 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dollar_jax.models.denoiser import make_wan
+from dollar_jax.diffusion.process import FlowProcess
+from dollar_jax.interop.keymaps import TRANSFORMERS
+from dollar_jax.interop.published import PUBLISHED
+from dollar_jax.models.denoiser import Denoiser, make_wan
 from dollar_jax.models.lora import adapter_axes, init_adapters
 from dollar_jax.models.wan import WanConfig
 from dollar_jax.parallel import rules
@@ -153,3 +158,13 @@ def test_all_that_is_as_large_as_the_parameters_is_split(optimizer, rank):
     assert found < (0.5 if rank else 0.2), part
   whole = jax.tree.leaves(placed.updates)[0]
   assert whole == NamedSharding(mesh, P())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_axis_of_every_model_has_a_place(name):
+  config = dataclasses.replace(PUBLISHED[name], num_layers=2)
+  kinds = {k.config: k.module for k in TRANSFORMERS.values()}
+  module = kinds[type(config)](config)
+  axes = Denoiser(module, FlowProcess(), "flow").logical_axes
+  leaves = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, P))
+  assert {name for leaf in leaves for name in leaf if name} <= set(rules.RULES)
