@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import runpy
 import sys
@@ -28,10 +27,18 @@ from dollar_jax.models.denoiser import Denoiser, make_wan
 from dollar_jax.models.latent_reward import LatentReward, LatentRewardConfig
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.models.wan import WanConfig
+from dollar_jax.parallel.flops import inner_jaxprs, matmul_flops
 from dollar_jax.parallel.mesh import make_mesh
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import config as configs
 from dollar_jax.train import state as states
+from dollar_jax.train.cost import (
+  latent_reward_cost,
+  muon_cost,
+  network_cost,
+  score_ideal,
+  student_ideal,
+)
 from dollar_jax.train.loop import Batches
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.reward_step import make_reward_step
@@ -56,44 +63,6 @@ LIMIT = 1.05
 """What a step without remat may cost, in ideals."""
 
 
-def matmul_flops(jaxpr: Any) -> int:
-  """Counts the FLOPs of matrix products and convolutions in a jaxpr.
-
-  A multiply-add is two FLOPs. Of a `cond` the costlier branch counts. A
-  convolution's taps on padding count as others do.
-
-  Raises:
-    ValueError: for a product in a loop whose number of trips is not known
-      (`while_loop`), or in a kernel that a jaxpr does not describe.
-  """
-  total = 0
-  for equation in jaxpr.eqns:
-    name = equation.primitive.name
-    inside = [matmul_flops(inner) for inner in _inner(equation)]
-    if name == "dot_general":
-      (contracted, _), _ = equation.params["dimension_numbers"]
-      left = equation.invars[0].aval.shape
-      terms = math.prod(left[axis] for axis in contracted)
-      total += 2 * terms * equation.outvars[0].aval.size
-    elif name == "conv_general_dilated":
-      kernel = equation.invars[1].aval
-      axis = equation.params["dimension_numbers"].rhs_spec[0]
-      terms = kernel.size // kernel.shape[axis]
-      total += 2 * terms * equation.outvars[0].aval.size
-    elif name == "scan":
-      total += equation.params["length"] * sum(inside)
-    elif name == "cond":
-      total += max(inside)
-    elif name in ("while", "pallas_call", "shard_map") and any(inside):
-      raise ValueError(
-        f"a matrix product lies in {name!r}, whose repetitions a jaxpr does "
-        "not tell; write the loop as lax.scan"
-      )
-    else:
-      total += sum(inside)
-  return total
-
-
 def host_calls(jaxpr: Any) -> list[str]:
   """Names the equations that talk to the host while a step runs."""
   found = []
@@ -101,111 +70,9 @@ def host_calls(jaxpr: Any) -> list[str]:
     name = equation.primitive.name
     if "callback" in name or name in ("infeed", "outfeed"):
       found.append(name)
-    for inner in _inner(equation):
+    for inner in inner_jaxprs(equation):
       found += host_calls(inner)
   return found
-
-
-def _inner(equation: Any) -> list[Any]:
-  parameters = jax.tree.leaves(list(equation.params.values()))
-  return [p for p in parameters if hasattr(p, "eqns")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-  """Matmul FLOPs of one network on one batch, by hand.
-
-  Attributes:
-    forward: the network.
-    backward: gradient with respect to its parameters.
-    to_input: gradient with respect to its latent alone.
-  """
-
-  forward: int
-  backward: int
-  to_input: int = 0
-
-
-def wan_cost(
-  c: WanConfig, batch: int, latent: tuple[int, ...], text: tuple[int, int]
-) -> Cost:
-  """Cost of a Wan transformer on `batch` latents [T, H, W, C], text [S, D].
-
-  In the backward pass a layer costs its forward once for its weights and once
-  for its input; the three layers that are fed data need no gradient there.
-  """
-  patch = math.prod(c.patch_size)
-  tokens, words, width = math.prod(latent[:3]) // patch, text[0], c.width
-  inputs = patch * c.in_channels * tokens + c.freq_dim + text[1] * words
-  first = inputs * width
-  block = tokens * (4 + 2) * width**2 + words * 2 * width**2
-  block += 2 * tokens * (tokens + words) * width
-  block += tokens * 2 * width * c.ffn_dim
-  rest = (1 + 6 + words) * width**2 + c.num_layers * block
-  rest += tokens * width * patch * c.out_channels
-  first, rest = 2 * batch * first, 2 * batch * rest
-  return Cost(forward=first + rest, backward=first + 2 * rest)
-
-
-def latent_reward_cost(
-  c: LatentRewardConfig,
-  batch: int,
-  latent: tuple[int, ...],
-  text: tuple[int, int],
-) -> Cost:
-  """Cost of the latent reward model on `batch` latents [T, H, W, C]."""
-  w, size, video = c.width, list(latent[:3]), c.kind == "video"
-  first = math.prod(size) * latent[3] * 2 * w
-  rest = math.prod(size) * 3 * 2 * w**2
-  for block in range(c.depth):
-    if block:  # long axes are halved; an image model keeps its frames
-      free = (video, True, True)
-      size = [
-        -(-n // 2) if f and n >= 8 else n
-        for f, n in zip(free, size, strict=True)
-      ]
-    rest += math.prod(size) * (9 + (3 if video else 1)) * w**2
-  rest += size[0] * (w**2 + w)
-  words = (text[1] * w, c.depth * 2 * w**2) if c.text_conditioned else (0, 0)
-  first, rest, *words = (2 * batch * n for n in (first, rest, *words))
-  return Cost(
-    forward=first + rest + sum(words),
-    backward=first + words[0] + 2 * (rest + words[1]),
-    to_input=first + rest,
-  )
-
-
-def muon_cost(params: Any) -> int:
-  """FLOPs of Muon's five Newton-Schulz iterations on every matrix."""
-  total = 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if path[-1].key == "kernel":
-      short, long = sorted(leaf.shape[-2:])
-      products = 2 * short**2 * long + short**3
-      total += 5 * 2 * products * math.prod(leaf.shape[:-2])
-  return total
-
-
-def student_ideal(
-  student: Student, net: Cost, critic: Cost
-) -> dict[str, float]:
-  """FLOPs of each part of a student step, by the weights it is given."""
-  c, steps = student.config, len(student.grid)
-  guided = net.forward * (1 if c.guidance == 1.0 else 2)
-  trained = net.forward + net.backward
-  parts = {}
-  if c.vsd_weight or c.reward_weight:
-    if c.inputs == "simulate":
-      parts["rollout"] = net.forward * (steps - 1) / steps
-    parts["student"] = trained
-  if c.vsd_weight:
-    parts |= {"teacher": guided, "fake score": net.forward}
-  if c.reward_weight:
-    parts["latent reward"] = critic.forward + critic.to_input
-  if c.cd_weight:
-    parts |= {"CD student": trained, "CD teacher": guided}
-    parts["CD target"] = net.forward
-  return parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +157,7 @@ def count_steps(
     return Row(name, matmul_flops(jaxpr), parts, forward, host_calls(jaxpr))
 
   size = config.data.batch_size
-  net = wan_cost(denoiser.config, size, latent, text)
+  net = network_cost(denoiser.config, size, latent, text)
   critic = latent_reward_cost(lrm.config, size, latent, text)
   shared = size, net.forward
   for name, changes in ABLATIONS.items():
@@ -300,12 +167,12 @@ def count_steps(
     name = f"student {name}"
     yield row(name, *shared, parts, make, config.optimizer, params)
 
-  parts = {"samples": net.forward, "fake score": net.forward + net.backward}
+  parts = score_ideal(net)
   make = functools.partial(make_score_step, Student(denoiser, config.distill))
   yield row("score", *shared, parts, make, config.score_optimizer, params)
 
   size = teacher.data.batch_size
-  net = wan_cost(denoiser.config, size, latent, text)
+  net = network_cost(denoiser.config, size, latent, text)
   parts = {"teacher": net.forward + net.backward}
   make = functools.partial(
     make_teacher_step, denoiser, caption_dropout=teacher.data.caption_dropout
@@ -339,7 +206,6 @@ def make_tiny_task(
     lambda: denoiser.init(jax.random.key(0), latent, text)
   )
   codec = LinearVAE(draw(192, 4), draw(192), draw(4), (1, 8, 8))
-  decode = jax.jit(codec.decode)
   mesh = make_mesh()
   task = DistillTask(
     student,
@@ -347,7 +213,7 @@ def make_tiny_task(
     settings,
     {"null_text": draw(*text), "null_mask": np.ones(text[:1], bool)},
     mesh,
-    RewardTuner(settings, student, decode, latent, text, mesh),
+    RewardTuner(settings, student, codec, latent, text, mesh),
   )
   clip = {
     "latents": draw(*latent),

@@ -41,6 +41,8 @@ _HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 # The extra of setup.py that installs a package, by the package's import name.
 _EXTRAS = {
   "diffusers": "torch",
+  "jax_cuda12_plugin": "cuda",
+  "libtpu": "tpu",
   "sentencepiece": "torch",
   "tensorboard": "tensorboard",
   "tensorflow": "tensorboard",

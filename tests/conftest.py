@@ -64,6 +64,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"{reason}: run launch/test.sh", pytrace=False)
       pytest.skip(f"{reason}: Python 3.11 runs the parity tests")
 
+  if item.get_closest_marker("tpu_aot") and not _is_installed("libtpu"):
+    pytest.skip("libtpu not installed: pip install -e '.[tpu]'")
+
 
 @pytest.fixture
 def quick_compiles() -> Iterator[None]:

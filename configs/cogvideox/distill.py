@@ -1,11 +1,14 @@
 """Distils a CogVideoX text-to-video model into a 4-step student: VSD + 0.5 CD.
 
-  dollar train --config=configs/cogvideox/distill.py --workdir=runs/cogvideox \\
-    --config.teacher=CogVideoX-5b --config.data.source=DIR
+  dollar train --config=configs/cogvideox/distill.py:v5e \\
+    --workdir=runs/cogvideox --config.data.source=DIR
 
-The teacher may be CogVideoX-2b, CogVideoX-5b or CogVideoX1.5-5B; it is the
-nearest public kin of the paper's (v-prediction, zero terminal signal, 50 DDIM
-steps). DIR holds prepared latents, which say how large the clips are.
+The teacher, CogVideoX-5b of the Hugging Face cache, is the nearest public kin
+of the paper's (v-prediction, zero terminal signal, 50 DDIM steps); another is
+--config.teacher=FOLDER, of CogVideoX-2b or CogVideoX1.5-5B too. DIR holds
+prepared latents, of clips of the paper's size unless --config.data.clip says
+otherwise. After the colon stands, for more than one device, the machine: v5e
+(16x16 chips), v5p (4x4x4) or h100 (8 hosts of 8), see docs/plans.md.
 
 Guidance 6, score times without a shift and 10,000 updates are those of FastGen
 for the 5B, the learning rate is its for VSD: a starting point and not a result
@@ -16,24 +19,48 @@ from ml_collections import ConfigDict
 
 from dollar_jax.train.config import complete
 
+MACHINES = {
+  "": {"batch_size": 64},
+  "v5e": {"batch_size": 256, "fsdp": 32, "context": 4, "accumulate": 4},
+  "v5p": {"batch_size": 256, "fsdp": 16, "context": 1, "accumulate": 4},
+  "h100": {"batch_size": 256, "fsdp": 8, "context": 1, "accumulate": 4},
+}
+"""A group of `context` devices shares each video. The batch is four videos a
+group, as many as the student's steps, so that no device waits in rollouts."""
 
-def get_config() -> ConfigDict:
-  """The run of any size."""
+
+def get_config(machine: str = "") -> ConfigDict:
+  """The run of any size, on one device or on a machine.
+
+  Raises:
+    ValueError: if there is no strategy for it.
+  """
+  if machine not in MACHINES:
+    raise ValueError(
+      f"machine {machine!r} is unknown; use one of {sorted(MACHINES)}"
+    )
+  strategy = MACHINES[machine]
   optimizer = {
     "learning_rate": 1e-5,
     "warmup_steps": 100,
     "weight_decay": 0.01,
     "clip_norm": 10.0,
+    "accumulate": strategy.get("accumulate", 1),
   }
   return complete(
     {
       "task": "distill",
-      "teacher": "",
+      "teacher": "THUDM/CogVideoX-5b",
       "steps": 10_000,
       "dtype": "bfloat16",
       "frozen_dtype": "bfloat16",
       "remat": "full",
-      "data": {"source": "", "batch_size": 64},
+      "mesh": {k: strategy[k] for k in ("fsdp", "context") if k in strategy},
+      "data": {
+        "source": "data/cogvideox",
+        "batch_size": strategy["batch_size"],
+        "clip": (128, 192, 320),
+      },
       "optimizer": optimizer | {"ema": 0.98},
       "score_optimizer": optimizer,
       "distill": {

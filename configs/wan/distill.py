@@ -1,11 +1,13 @@
 """Distils a Wan text-to-video model into a 4-step student: VSD + 0.5 CD.
 
-  dollar train --config=configs/wan/distill.py:t2v_1_3b --workdir=runs/wan \\
-    --config.teacher=Wan2.1-T2V-1.3B-Diffusers --config.data.source=DIR
+  dollar train --config=configs/wan/distill.py:t2v_1_3b,v5e \\
+    --workdir=runs/wan --config.data.source=DIR
 
 After the colon stands the size: t2v_1_3b and t2v_14b (Wan 2.1), ti2v_5b and
-t2v_a14b (Wan 2.2; both experts are distilled). DIR holds prepared latents,
-which say how large the clips are.
+t2v_a14b (Wan 2.2; both experts are distilled); behind the comma, for more than
+one device, the machine: v5e (16x16 chips), v5p (4x4x4) or h100 (8 hosts of 8),
+see docs/plans.md. DIR holds prepared latents. The teacher is that of the
+Hugging Face cache; --config.teacher=FOLDER takes another.
 
 Learning rates, guidance, batch and score times are those that others have
 published for VSD on these models, a starting point and not a result of ours:
@@ -19,44 +21,80 @@ from ml_collections import ConfigDict
 from dollar_jax.train.config import complete
 
 SIZES = {
-  "t2v_1_3b": {"learning_rates": (1e-5, 1e-5), "steps": 6000},
-  "t2v_14b": {"learning_rates": (1e-6, 1e-7), "score_steps": 10},
-  "ti2v_5b": {"learning_rates": (4e-6, 2e-6), "guidance": 4.0},
-  "t2v_a14b": {"learning_rates": (1e-6, 1e-7), "guidance": 4.0},
+  "t2v_1_3b": {
+    "teacher": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "learning_rates": (1e-5, 1e-5),
+    "steps": 6000,
+  },
+  "t2v_14b": {
+    "teacher": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "learning_rates": (1e-6, 1e-7),
+    "score_steps": 10,
+  },
+  "ti2v_5b": {
+    "teacher": "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    "learning_rates": (4e-6, 2e-6),
+    "guidance": 4.0,
+    "clip": (121, 704, 1280),
+  },
+  "t2v_a14b": {
+    "teacher": "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+    "learning_rates": (1e-6, 1e-7),
+    "guidance": 4.0,
+  },
 }
 
+MACHINES = {
+  "": {"batch_size": 64},
+  "v5e": {"batch_size": 256, "fsdp": 16, "context": 4, "accumulate": 4},
+  "v5p": {"batch_size": 64, "fsdp": 16, "context": 4, "accumulate": 4},
+  "h100": {"batch_size": 64, "fsdp": 16, "context": 4, "accumulate": 4},
+}
+"""A group of `context` devices shares each video. The batch is four videos a
+group, as many as the student's steps, so that no device waits in rollouts."""
 
-def get_config(size: str = "t2v_1_3b") -> ConfigDict:
-  """The run of one size.
+
+def get_config(choice: str = "t2v_1_3b") -> ConfigDict:
+  """The run of one size on one machine, "SIZE" or "SIZE,MACHINE".
 
   Raises:
-    ValueError: if there is no such size.
+    ValueError: if there is no such size or machine.
   """
-  if size not in SIZES:
-    raise ValueError(f"size {size!r} is unknown; use one of {sorted(SIZES)}")
-  choice = SIZES[size]
+  size, _, machine = choice.partition(",")
+  for name, known in ((size, SIZES), (machine, MACHINES)):
+    if name not in known:
+      raise ValueError(f"{name!r} is unknown; use one of {sorted(known)}")
+  choice, strategy = SIZES[size], MACHINES[machine]
+  accumulate = strategy.get("accumulate", 1)
   student_rate, score_rate = choice["learning_rates"]
   return complete(
     {
       "task": "distill",
-      "teacher": "",
+      "teacher": choice["teacher"],
       "steps": choice.get("steps", 4000),
       "dtype": "bfloat16",
       "frozen_dtype": "bfloat16",
       "remat": "full",
-      "data": {"source": "", "batch_size": 64},
+      "mesh": {k: strategy[k] for k in ("fsdp", "context") if k in strategy},
+      "data": {
+        "source": "data/wan",
+        "batch_size": strategy["batch_size"],
+        "clip": choice.get("clip", (81, 480, 832)),
+      },
       "optimizer": {
         "learning_rate": student_rate,
         "warmup_steps": 100,
         "weight_decay": 0.01,
         "clip_norm": 10.0,
         "ema": 0.98,
+        "accumulate": accumulate,
       },
       "score_optimizer": {
         "learning_rate": score_rate,
         "warmup_steps": 100,
         "weight_decay": 0.01,
         "clip_norm": 10.0,
+        "accumulate": accumulate,
       },
       "distill": {
         "num_steps": 4,

@@ -206,32 +206,43 @@ def load(
       unknown class, or the weights do not fit the config.
   """
   path = check_source(path)
-  alone = not (path / "transformer").is_dir()
-  folder = path if alone else path / "transformer"
+  denoiser = load_denoiser(path, **model_options)
+  if denoiser.boundary is None:
+    params = _read_params(_network_folder(path), denoiser.module)
+  else:
+    params = {n: _read_params(path / n, denoiser.module) for n in EXPERTS}
+  params = convert.cast(params, param_dtype)
+  if not host:
+    params = jax.tree.map(jnp.array, params)
+  return denoiser, params
+
+
+def load_denoiser(path: str | os.PathLike, **model_options: Any) -> Denoiser:
+  """Reads what `load` does, without the weights.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  path = check_source(path)
+  folder = _network_folder(path)
   architecture = read_form(folder)
   process, prediction, shift = FlowProcess(), "flow", 1.0
-  if not alone:
+  if folder != path:
     file = path / "scheduler" / "scheduler_config.json"
     scheduler = read_json(file)
     if is_few_steps(scheduler):
       scheduler = load_recipe(path).get(TRAINED_ON, scheduler)
     process, prediction, shift = scheduler_from_json(scheduler, file)
   config = read_config(folder, **model_options)
-  module = architecture.module(config)
-  boundary = None if alone else _boundary(path)
-  if boundary is None:
-    params = _read_params(folder, module)
-  else:
+  boundary = None if folder == path else _boundary(path)
+  if boundary is not None:
     other = read_config(path / EXPERTS[1], **model_options)
     if other != config:
       raise ValueError(
         f"{path} has two transformers of different sizes; copy it again"
       )
-    params = {name: _read_params(path / name, module) for name in EXPERTS}
-  params = convert.cast(params, param_dtype)
-  if not host:
-    params = jax.tree.map(jnp.array, params)
-  return Denoiser(module, process, prediction, shift, boundary), params
+  module = architecture.module(config)
+  return Denoiser(module, process, prediction, shift, boundary)
 
 
 def load_codec(path: str | os.PathLike) -> LinearVAE | VideoVAE:
@@ -276,6 +287,12 @@ def load_recipe(path: str | os.PathLike) -> dict[str, Any]:
   """
   file = check_source(path) / "recipe.json"
   return read_json(file) if file.exists() else {}
+
+
+def _network_folder(path: Path) -> Path:
+  """Where the transformer of a pipeline, or of a transformer folder, lies."""
+  folder = path / "transformer"
+  return folder if folder.is_dir() else path
 
 
 def _network_part(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dollar_jax.interop.folders import read_json
+from dollar_jax.interop.folders import read_json, user_cache
 from dollar_jax.interop.weights import read_weights
 
 WEIGHTS = "model"
@@ -95,7 +95,7 @@ class T5Encoder:
     read_weights(self._encoder, WEIGHTS)  # all there, and no pickle
     self._family = FAMILIES[self.kind]
     self.dim, self.max_length = config["d_model"], self._family.max_length
-    root = Path(cache) if cache is not None else _user_cache()
+    root = Path(cache) if cache is not None else user_cache("text")
     self._cache = root / self._fingerprint()
 
   def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -219,11 +219,6 @@ def _tidy(prompt: str) -> str:
     pass
   prompt = html.unescape(html.unescape(prompt))
   return re.sub(r"\s+", " ", prompt).strip()
-
-
-def _user_cache() -> Path:
-  root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(root) / "dollar_jax" / "text"
 
 
 def _write(file: Path, words: np.ndarray) -> None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dollar_jax.models import lora
-from dollar_jax.parallel.context import platform
+from dollar_jax.parallel.context import TOKEN_AXIS, platform, spread_axes
+from dollar_jax.parallel.rules import whole
 from dollar_jax.typing import Array
 
 
@@ -40,23 +41,35 @@ class Dense(nn.Module):
     )
     rows = x.astype(self.dtype)
     # XLA's CPU backend is nearly twice as fast on the backward pass of a
-    # matrix product as on that of a batched one; elsewhere a merge of the
-    # sharded batch and token axes would cost a reshard.
-    flat = platform() == "cpu" and x.ndim > 2
+    # matrix product as on that of a batched one; a merge of sharded batch and
+    # token axes would cost a reshard.
+    flat = (
+      platform() == "cpu" and x.ndim > 2 and TOKEN_AXIS not in spread_axes()
+    )
     if flat:
       rows = rows.reshape(-1, x.shape[-1])
-    y = rows @ kernel.astype(self.dtype)
+    y = rows @ whole(kernel.astype(self.dtype), self.axes)
     if self.has_variable(lora.COLLECTION, "a"):
-      a, b = (self.get_variable(lora.COLLECTION, name) for name in "ab")
-      y = y + (rows @ a.astype(self.dtype)) @ b.astype(self.dtype)
+      a, b = (
+        whole(self.get_variable(lora.COLLECTION, name).astype(self.dtype), axes)
+        for name, axes in lora.factor_axes(self.axes).items()
+      )
+      y = y + (rows @ a) @ b
     if self.use_bias:
       bias = self.param(
         "bias",
-        nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:]),
+        nn.with_logical_partitioning(
+          nn.initializers.zeros, _bias_axes(self.axes)
+        ),
         (self.features,),
       )
       y = y + bias.astype(self.dtype)
     return y.reshape(*x.shape[:-1], self.features) if flat else y
+
+
+def _bias_axes(kernel: tuple[str, str]) -> tuple[str]:
+  """A bias is too little to be worth a gather of its own."""
+  return ("norm",) if kernel[1] == "embed" else (kernel[1],)
 
 
 class RMSNorm(nn.Module):

@@ -59,14 +59,20 @@ def init_adapters(key: Array, base: Params, rank: int) -> Params:
   return traverse_util.unflatten_dict(adapters)
 
 
+def factor_axes(
+  kernel: tuple[str | None, str | None],
+) -> dict[str, tuple[str | None, str | None]]:
+  """Names of the axes of A and B, from those of the kernel's two."""
+  return {"a": (kernel[0], None), "b": (None, kernel[1])}
+
+
 def adapter_axes(axes: PyTree, adapters: Params) -> PyTree:
   """Names of the axes of adapters, from those of the base's kernels."""
   kernels = traverse_util.flatten_dict(axes)
 
   def of(path: tuple[str, ...]) -> PartitionSpec:
     *layers, fan_in, fan_out = kernels[*path[:-1], "kernel"]
-    last = (fan_in, None) if path[-1] == "a" else (None, fan_out)
-    return PartitionSpec(*layers, *last)
+    return PartitionSpec(*layers, *factor_axes((fan_in, fan_out))[path[-1]])
 
   leaves = traverse_util.flatten_dict(adapters)
   return traverse_util.unflatten_dict({path: of(path) for path in leaves})

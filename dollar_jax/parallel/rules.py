@@ -6,6 +6,7 @@ large as the parameters (moments, averages) follows them. A strategy is a choice
 of sizes of the mesh's axes: along one of size 1 nothing is split.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,9 @@ RULES: dict[str, tuple[str, ...]] = {
   "text": (),
 }
 """Logical axis → the mesh axes that it is split over."""
+
+PARAMETER_AXIS = "fsdp"
+"""The mesh axis that parameters are stored split over, and gathered from."""
 
 
 def spec(
@@ -65,6 +69,46 @@ def constrain(x: Array, names: Sequence[str | None]) -> Array:
   if mesh.empty or mesh.size == 1:
     return x
   return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def whole(x: Array, names: Sequence[str | None]) -> Array:
+  """A parameter with all of it that "fsdp" splits, for a layer to compute with.
+
+  Said in so many words, as the compiler may otherwise split the product
+  instead and add up activations. The gradient goes back to where the
+  parameter lies. Without a mesh, `x` as it is.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  kept = [
+    name if name and PARAMETER_AXIS not in RULES[name] else None
+    for name in names
+  ]
+  here, there = (spec(n, x.shape, mesh) for n in (kept, names))
+  return _gather(x, here, there)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: Array, here: PartitionSpec, there: PartitionSpec) -> Array:
+  del there
+  return jax.lax.with_sharding_constraint(x, here)
+
+
+def _gather_forward(
+  x: Array, here: PartitionSpec, there: PartitionSpec
+) -> tuple[Array, None]:
+  return _gather(x, here, there), None
+
+
+def _gather_backward(
+  here: PartitionSpec, there: PartitionSpec, _: None, grad: Array
+) -> tuple[Array]:
+  del here
+  return (jax.lax.with_sharding_constraint(grad, there),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def logical_axes(boxed: PyTree) -> PyTree:
@@ -115,6 +159,30 @@ def like_params(tree: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def placed(tree: PyTree, shardings: PyTree, dtype: Any = None) -> PyTree:
+  """Shapes of arrays that lie where they belong.
+
+  Args:
+    tree: of arrays or shapes.
+    shardings: a tree, or one for all.
+    dtype: the arrays' type there; None keeps theirs.
+  """
+  if isinstance(shardings, NamedSharding):
+    one = shardings
+    shardings = jax.tree.map(lambda _: one, tree)
+
+  def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    kind = leaf.dtype if dtype is None else np.dtype(dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=sharding)
+
+  return jax.tree.map(place, tree, shardings)
+
+
+def shardings_of(tree: PyTree) -> PyTree:
+  """Where the leaves of a tree lie, or are to lie."""
+  return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def put(tree: PyTree, shardings: PyTree) -> PyTree:
   """Puts host arrays, the same in every process, where they belong.
 
@@ -144,6 +212,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_batch(mesh: Mesh) -> NamedSharding:
   """Rows split over the devices that share a batch."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def over_all_devices(x: Array, mesh: Mesh) -> Array:
+  """Spreads rows [B, ...] over every axis of a mesh that they divide among."""
+  axes = [*BATCH_AXES, *(a for a in mesh.axis_names if a not in BATCH_AXES)]
+  used, pieces = [], 1
+  for axis in axes:
+    if x.shape[0] % (pieces * mesh.shape[axis]) == 0:
+      used.append(axis)
+      pieces *= mesh.shape[axis]
+  if pieces == 1:
+    return x
+  place = NamedSharding(mesh, PartitionSpec(tuple(used)))
+  return jax.lax.with_sharding_constraint(x, place)
 
 
 def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:

@@ -58,6 +58,9 @@ class DataConfig:
   Attributes:
     source: "moving_digits", or the folder of a prepared latent set.
     batch_size: global batch of a step.
+    clip: frames, height and width of a clip, for `dollar plan`; a data set
+      that has another size is refused. Empty takes the data set's, and in a
+      plan the teacher's own.
     clips: for "moving_digits", how many training clips to draw.
     channels: for a new codec, its latent channels.
     whitening: for a new codec, see `LinearVAE.fit`.
@@ -66,6 +69,7 @@ class DataConfig:
 
   source: str = "moving_digits"
   batch_size: int = 32
+  clip: tuple[int, ...] = ()
   clips: int = 4000
   channels: int = 32
   whitening: float = 0.5
@@ -249,6 +253,9 @@ class TrainConfig:
     _check(batch >= 1, "data.batch_size", batch, "at least 1")
     _check(0 <= drop <= 1, "data.caption_dropout", drop, "between 0 and 1")
     _check_optimizer(self.optimizer, "optimizer", batch, "data")
+    clip = self.data.clip
+    fits = len(clip) in (0, 3) and all(size >= 1 for size in clip)
+    _check(fits, "data.clip", clip, "empty, or frames, height and width")
     source = "a folder of prepared latents, or 'moving_digits'"
     _check(bool(self.data.source), "data.source", self.data.source, source)
     if self.task == "distill":

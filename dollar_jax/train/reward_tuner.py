@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
@@ -28,7 +29,7 @@ from dollar_jax.train.replay import LabelBuffer
 from dollar_jax.train.reward_step import make_reward_step
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student
-from dollar_jax.typing import Array, Params
+from dollar_jax.typing import Array, Params, PyTree
 
 
 @struct.dataclass
@@ -51,13 +52,15 @@ class RewardTuner:
   Attributes:
     model: the Linen module, its kind taken from the reward.
     description: what must be equal for a checkpoint to fit.
+    shapes: of the model's state, placed.
+    codec: shapes of the codec that decodes samples, placed.
   """
 
   def __init__(
     self,
     config: TrainConfig,
     student: Student,
-    decode_fn: Callable[[Array], Array],
+    codec: Any,
     latent_shape: tuple[int, ...],
     text_shape: tuple[int, int],
     mesh: Mesh,
@@ -67,7 +70,8 @@ class RewardTuner:
     Args:
       config: the run.
       student: whose samples are labelled.
-      decode_fn: latents [B, T, H, W, C] → frames uint8 [B, F, H, W, 3].
+      codec: its `decode` makes frames uint8 [B, F, H, W, 3] of latents; a
+        tree of arrays, which `init` puts on the devices, or of shapes.
       latent_shape: T, H, W, C.
       text_shape: S, D.
       mesh: where it is trained.
@@ -89,6 +93,16 @@ class RewardTuner:
     self._shapes = tuple(latent_shape), tuple(text_shape)
     self._everywhere = rules.replicated(mesh)
     self._by_batch = rules.by_batch(mesh)
+    # a process decodes its own share
+    if jax.process_count() > 1:
+      mesh = make_mesh(devices=jax.local_devices())
+    self._decode_on, self._given_codec = mesh, codec
+
+    def decode(codec: Any, x0: Array) -> Array:
+      # every device decodes, those that share a video's tokens too
+      return codec.decode(rules.over_all_devices(x0, mesh))
+
+    self._decode = jax.jit(decode)
     updates = settings.warmup_steps + config.steps * settings.steps
     optimizer = make_optimizer(config.reward_optimizer, updates)
     self._optimizer = optimizer
@@ -104,7 +118,7 @@ class RewardTuner:
       "model": {k: v for k, v in model.items() if k != "dtype"},
     }
     self._labeller = Labeller(
-      decode_fn,
+      lambda x0: self._decode(self._codec, x0),
       reward,
       max_failures=settings.max_failures,
       background=settings.background,
@@ -114,19 +128,56 @@ class RewardTuner:
     self._buffer = LabelBuffer(
       settings.capacity, latent_shape, text, config.seed
     )
+    state = jax.eval_shape(self._create, jax.random.key(0))
+    self.shapes = rules.placed(state, self._everywhere)
+    self.codec = rules.placed(codec, rules.replicated(self._decode_on))
 
   def init(self) -> RewardState:
     """A fresh latent reward model."""
-    latent, text = self._shapes
-    x0, tokens = np.zeros((1, *latent)), np.zeros((1, *text))
-    mask = np.ones((1, text[0]), bool)
+    place = rules.replicated(self._decode_on)
+    self._codec = rules.put(self._given_codec, place)
     key = named_key(self._config.seed, "latent_reward", 0)
-    params = jax.jit(self.model.init)(key, x0, tokens, mask)
-    ema = self._config.reward_optimizer.ema > 0
-    network = states.create(params["params"], self._optimizer, ema)
+    network = jax.jit(self._create)(key)
     return rules.put(
       RewardState(network, RewardStatistics.create()), self._everywhere
     )
+
+  def _create(self, key: Array) -> NetworkState:
+    latent, text = self._shapes
+    x0, tokens = jnp.zeros((1, *latent)), jnp.zeros((1, *text))
+    mask = jnp.ones((1, text[0]), bool)
+    params = self.model.init(key, x0, tokens, mask)["params"]
+    ema = self._config.reward_optimizer.ema > 0
+    return states.create(params, self._optimizer, ema)
+
+  def programs(
+    self, sampler: Params, batch: PyTree, key: Any
+  ) -> dict[str, tuple[Callable[..., Any], tuple]]:
+    """What a run compiles for the reward: functions, shapes of arguments.
+
+    Args:
+      sampler: shapes of what the student samples with.
+      batch: shapes of a training batch, placed.
+      key: of a random key.
+    """
+    size = self._config.reward.batch_size
+    rows = {"latents": self._shapes[0], "rewards": ()}
+    if self.model.config.text_conditioned:
+      rows |= {"text": self._shapes[1], "text_mask": self._shapes[1][:1]}
+    labelled = {
+      name: jax.ShapeDtypeStruct(
+        (size, *shape),
+        bool if name == "text_mask" else np.float32,
+        sharding=self._by_batch,
+      )
+      for name, shape in rows.items()
+    }
+    x0 = rules.placed(batch["latents"], self._by_batch, np.float32)
+    return {
+      "sampler": (self._draw, (sampler, batch, key)),
+      "decode": (self._decode, (self.codec, x0)),
+      "reward": (self._step, (self.shapes, {}, labelled, key)),
+    }
 
   def warm_up(
     self, state: RewardState, params: Params, batches: Batches

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +24,12 @@ from dollar_jax.parallel import processes
 from dollar_jax.parallel.mesh import check_batch, make_mesh, process_rows
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
-from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
+from dollar_jax.train.config import (
+  DataConfig,
+  TrainConfig,
+  from_config_dict,
+  to_dict,
+)
 from dollar_jax.train.loop import CONFIG, Batches, fit
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.student_step import Student
@@ -65,27 +71,21 @@ def train(
     check_batch(config.reward.batch_size, mesh)
   folder = epath.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  base = _base(config)
+  base = open_base(config)
   data = data_folder or str(folder / "data")
   if not processes.is_first():
     processes.wait_for_all("data")
   source = datasets.open_data(config.data, base.codec, base.text_encoder, data)
   if processes.is_first():
     processes.wait_for_all("data")
-  base = _sized_as_data(base, source[0], config.data.source)
+  base = _sized_as_data(base, source[0], config.data)
   size, seed = config.data.batch_size, config.seed
   batches = Batches(make_batches(source, size, seed, rows), rows, mesh)
-  choice = _attention(base, mesh)
+  choice = attention_choice(base, mesh)
   if progress and processes.is_first() and mesh.size > 1:
     sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"{mesh.size} devices ({sizes}); attention by {choice}")
-  if config.task == "teacher":
-    recipe = base.recipe
-    task = TeacherTask(
-      base.denoiser, config, base.null_prompt, recipe.latent_shape, mesh
-    )
-  else:
-    task, recipe = _distillation(config, base, mesh)
+  task, recipe = make_task(config, base, mesh)
   notes = {RECIPE: recipe.to_json()}
   # on one device nothing is split, and no constraint stands in the way
   on_mesh = jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
@@ -100,7 +100,7 @@ def train(
   return result
 
 
-def _attention(base: Pipeline, mesh: Mesh) -> Choice:
+def attention_choice(base: Pipeline, mesh: Mesh) -> Choice:
   """How self-attention is carried out, and why.
 
   Raises:
@@ -133,10 +133,20 @@ def _trained(
   return base.with_params(trained, recipe)
 
 
-def _base(config: TrainConfig) -> Pipeline:
-  """The teacher of a distillation, or the untrained model of a teacher run."""
+def open_base(
+  config: TrainConfig, open_fn: Callable[..., Pipeline] | None = None
+) -> Pipeline:
+  """The teacher of a distillation, or the untrained model of a teacher run.
+
+  Args:
+    config: the run.
+    open_fn: opens `config.teacher`, called as `open_model` is, the default.
+
+  Raises:
+    ValueError: if the teacher cannot be opened or does not fit the config.
+  """
   if config.task == "distill":
-    base = open_model(config.teacher, config.scan, host=True)
+    base = (open_fn or open_model)(config.teacher, config.scan, host=True)
     denoiser = base.denoiser
     if denoiser.config.scan != config.scan:
       raise ValueError(
@@ -190,13 +200,15 @@ def _check_model(model: WanConfig, base: Pipeline) -> None:
 
 
 def _sized_as_data(
-  base: Pipeline, example: dict[str, Any], source: str
+  base: Pipeline, example: dict[str, Any], data: DataConfig
 ) -> Pipeline:
   """The model that makes videos of the size in a data set.
 
   Raises:
-    ValueError: if that set was made with another codec or text encoder.
+    ValueError: if that set was made with another codec or text encoder, or of
+      clips of another size than the config says.
   """
+  source = data.source
   shape, text = example["latents"].shape, example["text"].shape
   channels = base.recipe.latent_shape[-1]
   if len(shape) != 4 or shape[-1] != channels:
@@ -210,7 +222,46 @@ def _sized_as_data(
       f"text in data set {source} has shape {text}, but the model takes "
       f"{need}; prepare the data with this model"
     )
+  planned = latent_shape(base, data.clip)
+  if data.clip and shape != planned:
+    raise ValueError(
+      f"config.data.clip is {data.clip}, whose latents are {planned}, but data "
+      f"set {source} has latents {shape}; set it to (), or prepare the data "
+      "anew"
+    )
   return dataclasses.replace(base, recipe=base.recipe.of_size(shape))
+
+
+def latent_shape(base: Pipeline, clip: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape [T, H, W, C] of the latents of clips (frames, height, width).
+
+  Without a size it is that of the model's recipe.
+
+  Raises:
+    ValueError: if the codec cannot code such clips.
+  """
+  return base.codec.latent_shape(*clip) if clip else base.recipe.latent_shape
+
+
+def make_task(
+  config: TrainConfig, base: Pipeline, mesh: Mesh
+) -> tuple[TeacherTask | DistillTask, Recipe]:
+  """What a run trains, and how the result is sampled.
+
+  Args:
+    config: the run.
+    base: see `open_base`; of arrays, or of shapes for a plan.
+    mesh: where it is trained.
+
+  Raises:
+    ValueError: if the student to start from or the reward does not fit.
+  """
+  if config.task == "distill":
+    return _distillation(config, base, mesh)
+  recipe, denoiser = base.recipe, base.denoiser
+  shape = recipe.latent_shape
+  task = TeacherTask(denoiser, config, base.null_prompt, shape, mesh)
+  return task, recipe
 
 
 def _distillation(
@@ -222,7 +273,7 @@ def _distillation(
     tuner = RewardTuner(
       config,
       student,
-      jax.jit(base.codec.decode),
+      base.codec,
       base.recipe.latent_shape,
       base.null_prompt["null_text"].shape,
       mesh,
@@ -309,7 +360,7 @@ def open_model(name: str, scan: bool = False, host: bool = False) -> Pipeline:
   if not (folder / "checkpoints").is_dir() or not config_file.exists():
     return Pipeline.load(name, scan, host)
   config = _run_config(name)
-  base, networks = _base(config), read_networks(name)
+  base, networks = open_base(config), read_networks(name)
   state = networks if config.task == "teacher" else networks["student"]
   params = state["params"] if state["ema"] is None else state["ema"]
   recipe = Recipe.from_json(read_json(folder / RECIPE))

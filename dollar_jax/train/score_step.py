@@ -27,10 +27,13 @@ def make_score_step(
   denoiser, c = student.denoiser, student.config
 
   def step(state: NetworkState, frozen: PyTree, batch: PyTree, key: Array):
+    # for the whole batch: its parts may be too small for rollouts
+    sampler = student.bind(frozen["student"], frozen)
+    samples = student.samples(sampler, batch, jax.random.split(key, 3)[0])
+
     def loss_fn(params: Params, batch: PyTree, key: Array):
-      sample_key, time_key, noise_key = jax.random.split(key, 3)
-      sampler = student.bind(frozen["student"], frozen)
-      x0, *text = student.samples(sampler, batch, sample_key)
+      _, time_key, noise_key = jax.random.split(key, 3)
+      x0, *text = batch
       t = draw_score_time(
         time_key, x0.shape[0], denoiser.shift, c.time_low, c.time_high
       )
@@ -42,7 +45,7 @@ def make_score_step(
       return denoising_loss(raw, target), {}
 
     loss, _, grads = gradients(
-      loss_fn, state.params, batch, key, config.accumulate
+      loss_fn, state.params, samples, key, config.accumulate
     )
     state, metrics = apply_gradients(state, loss, grads, optimizer, config.ema)
     return state, {"loss": loss, **metrics}

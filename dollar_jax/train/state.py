@@ -57,22 +57,18 @@ def create(
   )
 
 
-def shardings(state: NetworkState, axes: PyTree, mesh: Mesh) -> NetworkState:
-  """Where the parts of a network's state belong.
+def placed(state: NetworkState, axes: PyTree, mesh: Mesh) -> NetworkState:
+  """Shapes of a network's state, each where it belongs.
 
   Args:
     state: of arrays or shapes.
     axes: names of the axes of its parameters.
     mesh: where to.
   """
-  placed = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    state.params,
-    rules.param_shardings(axes, state.params, mesh),
+  params = rules.placed(
+    state.params, rules.param_shardings(axes, state.params, mesh)
   )
-  return rules.like_params(state, placed, mesh)
+  return rules.placed(state, rules.like_params(state, params, mesh))
 
 
 def gradients(
@@ -80,17 +76,20 @@ def gradients(
 ) -> tuple[Array, dict[str, Array], Params]:
   """Loss, metrics and gradients, over `accumulate` microbatches.
 
-  The batch is split along its first axis; losses, metrics and gradients are
-  the means over the parts.
+  Part i of a batch are its rows i, i + accumulate, …, so that each part lies
+  on as many devices as the batch; losses, metrics and gradients are the means
+  over the parts.
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   if accumulate == 1:
     (loss, metrics), grads = grad_fn(params, batch, key)
     return loss, metrics, grads
-  parts = jax.tree.map(
-    lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]),
-    batch,
-  )
+
+  def split(x: Array) -> Array:
+    x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:])
+    return jnp.swapaxes(x, 0, 1)
+
+  parts = jax.tree.map(split, batch)
   keys = jax.random.split(key, accumulate)
 
   def one(part: PyTree, part_key: Array) -> PyTree:

@@ -64,23 +64,25 @@ class Student:
 
   def prompt_rows(self, size: int) -> np.ndarray:
     """Which row of a batch of `size` each of `samples` has its prompt from."""
+    rows = np.arange(size)
     if self.config.inputs == "data":
-      return np.arange(size)
-    return np.arange(size) % -(-size // len(self.grid))
+      return rows
+    return rows // len(self.grid) * len(self.grid)
 
   def rollout(self, params: Params, batch: PyTree, key: Array) -> tuple:
-    """Runs ceil(B / K) videos of the batch's first prompts, keeps all steps.
+    """Runs ceil(B / K) videos of every K-th prompt, keeps all steps.
 
     Every step of a rollout serves as a sample, so B samples of every step
     index, equally often, cost few whole rollouts (stratified, not drawn, k).
+    Where a batch is split over devices, so are its rollouts: of whole K rows a
+    device keeps its own.
 
     Returns:
       (inputs [K, R, ...], outputs [K - 1, R, ...], text, text_mask of R).
     """
-    shape = batch["latents"].shape
-    videos = -(-shape[0] // len(self.grid))
-    text, mask = batch["text"][:videos], batch["text_mask"][:videos]
-    noises = jax.random.normal(key, (len(self.grid), videos, *shape[1:]))
+    shape, steps = batch["latents"].shape, len(self.grid)
+    text, mask = batch["text"][::steps], batch["text_mask"][::steps]
+    noises = jax.random.normal(key, (steps, len(text), *shape[1:]))
     inputs, outputs = samplers.student_path(
       self.predict(params, text, mask),
       self.denoiser.process,
@@ -105,11 +107,11 @@ class Student:
       eps = jax.random.normal(noise_key, x0.shape)
       x_t = processes.add_noise(self.denoiser.process, x0, eps, t)
       return x_t, t, batch["text"], batch["text_mask"]
-    inputs, _, text, mask = self.rollout(params, batch, key)
-    x_t = jax.lax.stop_gradient(inputs).reshape(-1, *x0.shape[1:])
-    t = jnp.repeat(jnp.asarray(self.grid), inputs.shape[1])
-    text, mask = (jnp.concatenate([a] * steps) for a in (text, mask))
-    return tuple(a[:size] for a in (x_t, t, text, mask))
+    inputs, _, *text = self.rollout(params, batch, key)
+    x_t = jax.lax.stop_gradient(_video_after_video(inputs))
+    t = jnp.tile(jnp.asarray(self.grid), inputs.shape[1])
+    rows = x_t, t, *(jnp.repeat(a, steps, axis=0) for a in text)
+    return tuple(a[:size] for a in rows)
 
   def samples(self, params: Params, batch: PyTree, key: Array) -> tuple:
     """Draws the student's `x0`, for the fake score and the reward to learn.
@@ -124,10 +126,14 @@ class Student:
     inputs, outputs, *text = self.rollout(params, batch, key)
     t = jnp.full(inputs.shape[1:2], self.grid[-1])
     last = self.predict(params, *text)(inputs[-1], t)
-    x0 = jnp.concatenate([outputs.reshape(-1, *last.shape[1:]), last])
-    x0 = jax.lax.stop_gradient(x0)
-    text, mask = (jnp.concatenate([a] * steps) for a in text)
-    return x0[:size], text[:size], mask[:size]
+    x0 = _video_after_video(jnp.concatenate([outputs, last[None]]))
+    rows = x0, *(jnp.repeat(a, steps, axis=0) for a in text)
+    return tuple(jax.lax.stop_gradient(a[:size]) for a in rows)
+
+
+def _video_after_video(steps: Array) -> Array:
+  """Rows [R K, ...] of the steps [K, R, ...] of R videos."""
+  return jnp.swapaxes(steps, 0, 1).reshape(-1, *steps.shape[2:])
 
 
 def _vsd_force(
@@ -201,15 +207,19 @@ def make_student_step(
 
   def step(state: NetworkState, frozen: PyTree, batch: PyTree, key: Array):
     with_ema = {**frozen, "ema": state.averaged}
+    if c.vsd_weight or c.reward_weight:
+      # drawn for the whole batch: its parts may be too small for rollouts
+      held_still = student.bind(state.params, frozen)
+      input_key = jax.random.split(key, 3)[0]
+      drawn = student.inputs(held_still, batch, input_key)
+      batch = {**batch, "drawn": drawn}
 
     def loss_fn(params: Params, batch: PyTree, key: Array):
-      input_key, vsd_key, cd_key = jax.random.split(key, 3)
+      _, vsd_key, cd_key = jax.random.split(key, 3)
       total, metrics = jnp.zeros(()), {}
-      params, held_still = (
-        student.bind(p, frozen) for p in (params, state.params)
-      )
+      params = student.bind(params, frozen)
       if c.vsd_weight or c.reward_weight:
-        x_t, t, *text = student.inputs(held_still, batch, input_key)
+        x_t, t, *text = batch["drawn"]
         x0 = student.predict(params, *text)(x_t, t)
         held = jax.lax.stop_gradient(x0)
       if c.vsd_weight:

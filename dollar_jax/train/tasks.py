@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,28 @@ def _structure(config: OptimizerConfig) -> dict[str, Any]:
   }
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A jitted function of a run, and shapes of what it is called with.
+
+  Leaves of the arguments that stay on the devices are those of the task's
+  `resident` trees, the same objects.
+
+  Attributes:
+    run: the jitted function.
+    args: its arguments, `jax.ShapeDtypeStruct`s with shardings.
+  """
+
+  run: Callable[..., Any]
+  args: tuple[PyTree, ...]
+
+
+def _placed_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+  """A random key on every device."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return rules.placed(key, rules.replicated(mesh))
+
+
 class TeacherTask:
   """Trains a denoiser from scratch on real latents.
 
@@ -65,15 +88,15 @@ class TeacherTask:
       config: the run.
       null_prompt: `null_text` [S, D], `null_mask` [S], for dropped captions.
       latent_shape: T, H, W, C.
-      mesh: where it is trained.
+      mesh: where it is trained; arrays are put there by `init`.
     """
-    self._config = config
+    self._config, self._mesh = config, mesh
     self._denoiser, self._latent_shape = denoiser, latent_shape
+    self._null_prompt, self._frozen = null_prompt, {}
     self._optimizer = make_optimizer(config.optimizer, config.steps)
     everywhere = rules.replicated(mesh)
-    self._frozen = rules.put(null_prompt, everywhere)
     state = jax.eval_shape(self._create, jax.random.key(0))
-    self._shardings = states.shardings(state, denoiser.logical_axes, mesh)
+    self._shapes = states.placed(state, denoiser.logical_axes, mesh)
     step = make_teacher_step(
       denoiser,
       self._optimizer,
@@ -81,7 +104,9 @@ class TeacherTask:
       config.data.caption_dropout,
     )
     self.step = jax.jit(
-      step, donate_argnums=0, out_shardings=(self._shardings, everywhere)
+      step,
+      donate_argnums=0,
+      out_shardings=(rules.shardings_of(self._shapes), everywhere),
     )
     self.description = {
       "task": "teacher",
@@ -91,11 +116,13 @@ class TeacherTask:
 
   def init(self) -> NetworkState:
     """A fresh network."""
+    self._frozen = rules.put(self._null_prompt, rules.replicated(self._mesh))
     key = named_key(self._config.seed, "init", 0)
-    return jax.jit(self._create, out_shardings=self._shardings)(key)
+    shardings = rules.shardings_of(self._shapes)
+    return jax.jit(self._create, out_shardings=shardings)(key)
 
   def _create(self, key: Array) -> NetworkState:
-    text_shape = self._frozen["null_text"].shape
+    text_shape = self._null_prompt["null_text"].shape
     params = self._denoiser.init(key, self._latent_shape, text_shape)
     ema = self._config.optimizer.ema > 0
     return states.create(params, self._optimizer, ema)
@@ -115,6 +142,21 @@ class TeacherTask:
   def from_saved(self, saved: PyTree) -> NetworkState:
     """The state as it is."""
     return saved
+
+  def programs(self, batch: PyTree) -> dict[str, Program]:
+    """What a run compiles, by name; see `Program`.
+
+    Args:
+      batch: shapes of a batch, placed.
+    """
+    everywhere = rules.replicated(self._mesh)
+    frozen = rules.placed(self._null_prompt, everywhere)
+    args = self._shapes, frozen, batch, _placed_key(self._mesh)
+    return {"teacher": Program(self.step, args)}
+
+  def resident(self) -> dict[str, PyTree]:
+    """Shapes of what stays on the devices, by name."""
+    return {"teacher": self._shapes}
 
   def close(self) -> None:
     """Nothing runs in the background."""
@@ -163,7 +205,7 @@ class DistillTask:
       teacher: its parameters; kept in `config.frozen_dtype`.
       config: the run.
       null_prompt: `null_text` [S, D] and `null_mask` [S].
-      mesh: where it is trained.
+      mesh: where it is trained; arrays are put there by `init`.
       tuner: required with a reward weight.
       start: `student` and `fake_score` parameters to start from, adapters
         where the student is one; what is absent starts as the teacher.
@@ -172,13 +214,11 @@ class DistillTask:
     self.student, self.tuner = student, tuner
     self._given = start or {}
     self._start = {"student": teacher, "fake_score": teacher} | self._given
+    self._teacher, self._null_prompt, self._frozen = teacher, null_prompt, {}
     everywhere = rules.replicated(mesh)
-    self._frozen = rules.put(null_prompt, everywhere)
-    axes = student.denoiser.logical_axes
-    self._frozen["teacher"] = self._put(teacher, axes, config.frozen_dtype)
 
-    def jitted(step: Step, shardings: NetworkState) -> Step:
-      places = shardings, everywhere
+    def jitted(step: Step, state: NetworkState) -> Step:
+      places = rules.shardings_of(state), everywhere
       return jax.jit(step, donate_argnums=0, out_shardings=places)
 
     c = config.distill
@@ -190,8 +230,8 @@ class DistillTask:
       config.optimizer,
       tuner.model if tuner else None,
     )
-    self._shardings = {"student": self._places("student", self._optimizer)}
-    self.student_step = jitted(step, self._shardings["student"])
+    self._shapes = {"student": self._placed("student", self._optimizer)}
+    self.student_step = jitted(step, self._shapes["student"])
     alone = dataclasses.replace(c, vsd_weight=0.0, reward_weight=0.0)
     self._warmup_step = jitted(
       make_student_step(
@@ -199,7 +239,7 @@ class DistillTask:
         self._optimizer,
         config.optimizer,
       ),
-      self._shardings["student"],
+      self._shapes["student"],
     )
     self._score_optimizer, self.score_step = None, None
     if c.vsd_weight:
@@ -207,9 +247,10 @@ class DistillTask:
       step = make_score_step(
         student, self._score_optimizer, config.score_optimizer
       )
-      places = self._places("fake_score", self._score_optimizer)
-      self._shardings["fake_score"] = places
-      self.score_step = jitted(step, places)
+      state = self._placed("fake_score", self._score_optimizer)
+      self._shapes["fake_score"] = state
+      self.score_step = jitted(step, state)
+    self._shapes["teacher"] = self._placed_teacher()
     self.description = {
       "task": "distill",
       "model": architecture(student.denoiser),
@@ -223,6 +264,9 @@ class DistillTask:
 
   def init(self) -> DistillState:
     """Student and fake score as copies of what they start from."""
+    self._frozen = rules.put(self._null_prompt, rules.replicated(self._mesh))
+    axes, dtype = self.student.denoiser.logical_axes, self._config.frozen_dtype
+    self._frozen["teacher"] = self._put(self._teacher, axes, dtype)
     student = self._network("student", self._optimizer)
     fake_score = reward = None
     if self.score_step is not None:
@@ -235,7 +279,7 @@ class DistillTask:
     """A network's first state, made where it belongs."""
     create = jax.jit(
       functools.partial(self._create, name, optimizer),
-      out_shardings=self._shardings[name],
+      out_shardings=rules.shardings_of(self._shapes[name]),
       donate_argnums=0,
     )
     if self._has_fresh_adapters(name):
@@ -257,14 +301,20 @@ class DistillTask:
   def _has_fresh_adapters(self, name: str) -> bool:
     return self.student.lora_rank > 0 and name not in self._given
 
-  def _places(self, name: str, optimizer: Any) -> NetworkState:
-    """Shardings of a network's state."""
+  def _placed(self, name: str, optimizer: Any) -> NetworkState:
+    """Shapes of a network's state, where they belong."""
     start = jax.random.key(0)
     if not self._has_fresh_adapters(name):
       start = self._start[name]
     create = functools.partial(self._create, name, optimizer)
     state = jax.eval_shape(create, start)
-    return states.shardings(state, self._axes(state.params), self._mesh)
+    return states.placed(state, self._axes(state.params), self._mesh)
+
+  def _placed_teacher(self) -> Params:
+    """Shapes of the frozen teacher, where they belong."""
+    axes = self.student.denoiser.logical_axes
+    shardings = rules.param_shardings(axes, self._teacher, self._mesh)
+    return rules.placed(self._teacher, shardings, self._config.frozen_dtype)
 
   def _axes(self, params: Params) -> PyTree:
     """Names of the axes of a network's parameters, or of its adapters'."""
@@ -332,6 +382,45 @@ class DistillTask:
     if self.tuner:
       self.tuner.load_state(saved["labels"])
     return saved["networks"]
+
+  def programs(self, batch: PyTree) -> dict[str, Program]:
+    """What a run compiles, by name; see `Program`.
+
+    Args:
+      batch: shapes of a batch, placed.
+    """
+    shapes, key = self._shapes, _placed_key(self._mesh)
+    student = shapes["student"]
+    frozen = rules.placed(self._null_prompt, rules.replicated(self._mesh))
+    frozen["teacher"] = shapes["teacher"]
+    found = {}
+    if self._config.distill.cd_warmup:
+      args = student, dict(frozen), batch, key
+      found["warm-up"] = Program(self._warmup_step, args)
+    if self.score_step is not None:
+      frozen["fake_score"] = shapes["fake_score"].params
+      held = {"student": student.params}
+      if self.student.lora_rank:
+        held["teacher"] = shapes["teacher"]
+      args = shapes["fake_score"], held, batch, key
+      found["score"] = Program(self.score_step, args)
+    if self.tuner is not None:
+      sampler = self.student.bind(student.params, frozen)
+      found |= {
+        name: Program(*call)
+        for name, call in self.tuner.programs(sampler, batch, key).items()
+      }
+      frozen["latent_reward"] = self.tuner.shapes.params
+    args = student, frozen, batch, key
+    return {"student": Program(self.student_step, args), **found}
+
+  def resident(self) -> dict[str, PyTree]:
+    """Shapes of what stays on the devices, by name."""
+    found = dict(self._shapes)
+    if self.tuner is not None:
+      found["latent_reward"] = self.tuner.shapes
+      found["decoder"] = self.tuner.codec
+    return found
 
   def close(self) -> None:
     """Ends the labelling."""

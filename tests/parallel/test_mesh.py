@@ -140,7 +140,7 @@ def test_all_that_is_as_large_as_the_parameters_is_split(optimizer, rank):
   axes = denoiser.logical_axes
   if rank:
     axes = adapter_axes(axes, state.params)
-  placed = states.shardings(state, axes, mesh)
+  placed = rules.shardings_of(states.placed(state, axes, mesh))
   assert jax.tree.structure(placed) == jax.tree.structure(state)
 
   def share(tree, shardings):

@@ -1,0 +1,291 @@
+r"""Plan a run: what it needs of a machine that you do not have.
+
+  dollar plan --topology=v5e:16x16 --out=plan.json \
+    --config=configs/wan/distill.py:t2v_1_3b,v5e
+
+Every program of the run is compiled for that machine, which need not be there:
+memory a device, matmul FLOPs beside those that cannot be done without,
+collectives beside those that must be sent, and the shortest time that an
+update can take at the chip's peak. If it does not fit, remedies are tried,
+cheapest first. Weights and data need not be there either: the teacher is a
+model folder or the name of a published model, and --config.data.clip tells the
+size of a clip (frames, height, width).
+
+TPUs are v5e:16x16, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4 or, in slices,
+2*v5e:16x16, and need pip install 'dollar_jax[tpu]'; GPUs are h100:8x8 (hosts
+x GPUs), and need pip install 'dollar_jax[cuda]'; cpu:8 needs nothing. Large
+models take minutes a program; what is finished is kept, and found again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import config_flags
+from tqdm import tqdm
+
+import dollar_jax
+from dollar_jax.interop.folders import read_json, user_cache, write_json
+from dollar_jax.parallel.mesh import batch_shards, make_mesh
+from dollar_jax.parallel.topologies import Machine, open_devices, parse
+from dollar_jax.programs._plan_table import plan_table
+from dollar_jax.train import planning
+from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
+from dollar_jax.train.outline import Outline, outline_run
+from dollar_jax.train.remedies import Remedy, remedies
+from dollar_jax.train.runs import attention_choice
+
+FLAGS = flags.FlagValues()
+config_flags.DEFINE_config_file(
+  "config", None, "What to plan.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "topology",
+  None,
+  "The machine, such as v5e:16x16, v5p:4x4x4, 2*v6e:8x8, h100:8x8 or cpu:8.",
+  required=True,
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  "out", None, "JSON file to write.", required=True, flag_values=FLAGS
+)
+flags.DEFINE_list(
+  "programs",
+  [],
+  "Which programs to compile, comma-separated, such as student; all if empty.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  "remedies",
+  True,
+  "If it does not fit, look for what would.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  "cache", True, "Take finished programs from earlier plans.", flag_values=FLAGS
+)
+flags.DEFINE_bool("progress", True, "Show a progress bar.", flag_values=FLAGS)
+
+
+def main(values: flags.FlagValues) -> None:
+  """Makes the plan.
+
+  Raises:
+    ValueError: for anything in the config that does not fit, an unknown
+      machine, and a run that does not fit into it.
+    ModuleNotFoundError: if the compiler for that machine is not installed.
+    OSError: if the file cannot be written.
+  """
+  if values.config is None:
+    raise ValueError("no --config given; name one, e.g. a file in configs/")
+  config = from_config_dict(values.config.to_dict())
+  machine = parse(values.topology)
+  out = Path(values.out)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  planner = Planner(machine, values.cache, values.progress)
+  plan = planner.plan(config, values.programs)
+  print(plan_table(plan))
+  if not plan["fits"] and values.remedies:
+    plan["remedy"] = planner.find_remedy(config, plan)
+  write_json(out, plan)
+  if not plan["fits"]:
+    raise ValueError(_why_not(plan))
+  print(f"{out}: written")
+
+
+class Planner:
+  """Compiles runs for one machine."""
+
+  def __init__(self, machine: Machine, cache: bool, progress: bool):
+    """Opens the machine's devices.
+
+    Args:
+      machine: see `topologies.parse`.
+      cache: whether programs of earlier plans are taken.
+      progress: whether to show a bar.
+    """
+    self._machine, self._cache, self._progress = machine, cache, progress
+    self._devices = open_devices(machine)
+
+  def plan(
+    self, config: TrainConfig, programs: list[str] | None = None
+  ) -> dict[str, Any]:
+    """The plan as it is written; see README for its entries.
+
+    Args:
+      config: the run.
+      programs: which of its programs; all if empty.
+
+    Raises:
+      ValueError: if the config is wrong, or there is no such program.
+    """
+    mesh, outline = self._open(config)
+    found = outline.task.programs(outline.batch)
+    unknown = sorted(set(programs or ()) - set(found))
+    if unknown:
+      raise ValueError(
+        f"this run has no program {unknown[0]!r}; it has {', '.join(found)}"
+      )
+    names = programs or list(found)
+    expected = planning.expectations(config, outline, mesh)
+    rows = {}
+    bar = tqdm(
+      names,
+      desc="plan",
+      unit="program",
+      disable=None if self._progress else True,
+    )
+    for name in bar:
+      bar.set_postfix_str(name)
+      measured = self._measured(config, name, outline, mesh)
+      rows[name] = planning.row(
+        measured, expected.get(name), self._machine.chip.peak_flops
+      )
+    bar.close()
+    return self._summary(config, outline, mesh, rows)
+
+  def find_remedy(
+    self, config: TrainConfig, plan: dict[str, Any]
+  ) -> dict[str, Any] | None:
+    """The cheapest change of a run that makes it fit, if there is one.
+
+    Only the programs that did not fit are compiled again.
+
+    Args:
+      config: the run.
+      plan: its plan.
+    """
+    large = [name for name, row in plan["programs"].items() if not row["fits"]]
+    tried = []
+    for remedy in remedies(config, len(self._devices)):
+      try:
+        again = self.plan(remedy.config, large)
+      except ValueError:  # such as heads that do not divide
+        continue
+      tried.append(_tried(remedy, again))
+      if again["fits"]:
+        return {**tried[-1], "tried": tried}
+    return {"flags": None, "tried": tried} if tried else None
+
+  def _open(self, config: TrainConfig) -> tuple[Mesh, Outline]:
+    if config.mesh.slices != self._machine.slices:
+      raise ValueError(
+        f"config.mesh.slices is {config.mesh.slices}, but {self._machine.name} "
+        f"has {self._machine.slices}; set it to {self._machine.slices}"
+      )
+    mesh = make_mesh(config.mesh, self._devices)
+    return mesh, outline_run(config, mesh)
+
+  def _measured(
+    self, config: TrainConfig, name: str, outline: Outline, mesh: Mesh
+  ) -> planning.Measured:
+    """One program, from the cache if it is there."""
+    what = [
+      to_dict(config),
+      self._machine.name,
+      name,
+      jax.__version__,
+      _source_digest(),
+      str(jax.tree.map(lambda leaf: leaf.shape, outline.base.params)),
+    ]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    file = user_cache("plans") / f"{digest[:32]}.json"
+    if self._cache and file.exists():
+      return planning.Measured(**read_json(file))
+    program = outline.task.programs(outline.batch)[name]
+    limit = self._machine.memory
+    resident = outline.task.resident()
+    measured = planning.measure(program, resident, mesh, limit)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, dataclasses.asdict(measured))
+    return measured
+
+  def _summary(
+    self,
+    config: TrainConfig,
+    outline: Outline,
+    mesh: Mesh,
+    rows: dict[str, dict[str, Any]],
+  ) -> dict[str, Any]:
+    limit = self._machine.memory
+    for row in rows.values():
+      peak = row["peak_bytes"] or row["needs_bytes"]
+      over = row["peak_bytes"] is None or (limit and peak > limit)
+      row["fits"] = not over
+    largest = max(
+      rows, key=lambda n: rows[n]["peak_bytes"] or rows[n]["needs_bytes"]
+    )
+    peak = rows[largest]["peak_bytes"] or rows[largest]["needs_bytes"]
+    return {
+      "topology": self._machine.name,
+      "devices": len(self._devices),
+      "mesh": dict(mesh.shape),
+      "attention": str(attention_choice(outline.base, mesh)),
+      "teacher": config.teacher if config.task == "distill" else None,
+      "latent_shape": list(outline.base.recipe.latent_shape),
+      "batch_size": config.data.batch_size,
+      "videos_a_device": config.data.batch_size / batch_shards(mesh),
+      "limit_bytes": int(limit) or None,
+      "resident_bytes": planning.resident_bytes(outline.task.resident()),
+      "peak_bytes": peak,
+      "largest_program": largest,
+      "fits": all(row["fits"] for row in rows.values()),
+      "warnings": planning.warnings(config, outline, mesh, rows),
+      "programs": rows,
+      "update": planning.update_total(config, rows),
+      "config": to_dict(config),
+      "versions": {
+        "dollar_jax": dollar_jax.__version__,
+        "jax": jax.__version__,
+      },
+    }
+
+
+def _tried(remedy: Remedy, plan: dict[str, Any]) -> dict[str, Any]:
+  return {
+    "flags": list(remedy.flags),
+    "costs": remedy.costs,
+    "fits": plan["fits"],
+    "peak_bytes": plan["peak_bytes"],
+  }
+
+
+def _why_not(plan: dict[str, Any]) -> str:
+  """One sentence: by how much it does not fit, and what would."""
+  gib = 2**30
+  peak, limit = plan["peak_bytes"], plan["limit_bytes"]
+  text = (
+    f"the {plan['largest_program']} program needs {peak / gib:.2f} GiB a "
+    f"device and {plan['topology']} gives {limit / gib:.2f}: "
+    f"{(peak - limit) / gib:.2f} too much"
+  )
+  remedy = plan.get("remedy")
+  if remedy is None:
+    return text
+  if remedy["flags"] is None:
+    least = min(remedy["tried"], key=lambda one: one["peak_bytes"])
+    return (
+      f"{text}; nothing that was tried fits, the least being "
+      f"{least['peak_bytes'] / gib:.2f} GiB with {' '.join(least['flags'])}: "
+      "take more devices, a smaller clip, or config.lora_rank"
+    )
+  return (
+    f"{text}; {' '.join(remedy['flags'])} fits, with "
+    f"{remedy['peak_bytes'] / gib:.2f} GiB, and costs {remedy['costs']}"
+  )
+
+
+def _source_digest() -> str:
+  """Tells apart the package's code as it was when a plan was made."""
+  root = Path(dollar_jax.__file__).parent
+  digest = hashlib.sha256()
+  for file in sorted(root.rglob("*.py")):
+    digest.update(os.fsencode(file.relative_to(root)))
+    digest.update(file.read_bytes())
+  return digest.hexdigest()

@@ -1,0 +1,64 @@
+"""A run without its arrays: every program and its shapes, from the config."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dollar_jax.interop.outline import outline
+from dollar_jax.interop.pipeline import Pipeline
+from dollar_jax.parallel.mesh import check_batch
+from dollar_jax.parallel.rules import by_batch
+from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.runs import latent_shape, make_task, open_base
+from dollar_jax.train.tasks import DistillTask, TeacherTask
+from dollar_jax.typing import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+  """What a run would be.
+
+  Attributes:
+    base: the teacher, or the untrained model, its arrays as shapes.
+    task: its steps, on the mesh.
+    batch: shapes of a training batch, placed.
+  """
+
+  base: Pipeline
+  task: TeacherTask | DistillTask
+  batch: PyTree
+
+
+def outline_run(config: TrainConfig, mesh: Mesh) -> Outline:
+  """Prepares a run as `runs.train` does, without weights, data or devices.
+
+  Args:
+    config: the run; a `student` to start from is not looked at.
+    mesh: of devices that may not be here.
+
+  Raises:
+    ValueError: for a setting that does not fit, as in training.
+  """
+  config = dataclasses.replace(config, student="")
+  check_batch(config.data.batch_size, mesh)
+  if config.task == "distill" and config.distill.reward_weight:
+    check_batch(config.reward.batch_size, mesh)
+  base = open_base(config, lambda name, scan, host: outline(name, scan=scan))
+  shape = latent_shape(base, config.data.clip)
+  base = dataclasses.replace(base, recipe=base.recipe.of_size(shape))
+  task, _ = make_task(config, base, mesh)
+  text = base.null_prompt["null_text"].shape
+
+  def rows(*shape: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
+    size = config.data.batch_size
+    place = by_batch(mesh)
+    return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place)
+
+  batch = {
+    "latents": rows(*shape),
+    "text": rows(*text),
+    "text_mask": rows(text[0], dtype=bool),
+  }
+  return Outline(base, task, batch)

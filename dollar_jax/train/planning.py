@@ -1,0 +1,310 @@
+"""The programs of a run, compiled for its mesh and measured without running.
+
+`measure` compiles; `expectations` says by hand what it should find.
+"""
+
+import dataclasses
+import functools
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dollar_jax.models.attention import Choice
+from dollar_jax.parallel import hlo
+from dollar_jax.parallel.flops import matmul_flops
+from dollar_jax.parallel.mesh import batch_shards
+from dollar_jax.train import cost
+from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.outline import Outline
+from dollar_jax.train.runs import attention_choice
+from dollar_jax.train.state import NetworkState
+from dollar_jax.train.tasks import DistillTask, Program
+from dollar_jax.train.traffic import network_traffic, step_traffic
+from dollar_jax.typing import PyTree
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_TOO_LARGE = re.compile(r"memory required[^(]*\(([\d.]+)([KMG]?)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """What compiling a program tells; bytes and FLOPs are those of a device.
+
+  Attributes:
+    peak_bytes: of memory while it runs, with what else stays there; None
+      where the compiler gave up for want of memory.
+    needs_bytes: what the compiler says that it wanted, if it gave up.
+    argument_bytes: of what it is called with.
+    temporary_bytes: of its peak beyond its arguments: activations, gradients
+      and what is gathered.
+    waiting_bytes: of what stays on the device but is no argument.
+    flops: matmul FLOPs.
+    collectives: {"count", "bytes"} by kind.
+    summed_gathers: gathers that XLA has turned into sums, and their bytes.
+    seconds: that compiling took.
+  """
+
+  peak_bytes: int | None
+  needs_bytes: int | None
+  argument_bytes: int
+  temporary_bytes: int | None
+  waiting_bytes: int
+  flops: float
+  collectives: dict[str, dict[str, int]]
+  summed_gathers: dict[str, int]
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+  """What a program cannot do without; of a device, by hand.
+
+  Attributes:
+    flops: matmul FLOPs; None where nobody has counted them.
+    factor: by how much more is needed as activations are made again.
+    collectives: bytes by kind; None where nobody has counted them.
+  """
+
+  flops: float | None
+  factor: float
+  collectives: dict[str, int] | None
+
+
+def measure(
+  program: Program, resident: PyTree, mesh: Mesh, limit: float = 0.0
+) -> Measured:
+  """Compiles a program for its mesh's devices.
+
+  Args:
+    program: shapes of its arguments are placed on the mesh.
+    resident: shapes of all that stays on the devices.
+    mesh: of devices that may not be here.
+    limit: bytes of a device; a program whose arguments alone are more is not
+      compiled. 0 is no limit.
+
+  Raises:
+    jax.errors.JaxRuntimeError: if it does not compile, unless for memory.
+  """
+  start = time.monotonic()
+  passed = {id(leaf) for leaf in jax.tree.leaves(program.args)}
+  waiting = sum(
+    bytes_of(leaf)
+    for leaf in jax.tree.leaves(resident)
+    if id(leaf) not in passed
+  )
+  arguments = sum(bytes_of(leaf) for leaf in jax.tree.leaves(program.args))
+  with jax.set_mesh(mesh):
+    traced = program.run.trace(*program.args)
+    flops = matmul_flops(traced.jaxpr) / mesh.size
+    too_large = functools.partial(
+      Measured,
+      peak_bytes=None,
+      argument_bytes=arguments,
+      temporary_bytes=None,
+      waiting_bytes=waiting,
+      flops=flops,
+      collectives={},
+      summed_gathers={"count": 0, "bytes": 0},
+    )
+    if limit and arguments + waiting > limit:
+      seconds = time.monotonic() - start
+      return too_large(needs_bytes=arguments + waiting, seconds=seconds)
+    try:
+      compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+      needs = _TOO_LARGE.search(str(error))
+      if needs is None:
+        raise
+      bytes_ = int(float(needs[1]) * _UNITS[needs[2]])
+      seconds = time.monotonic() - start
+      return too_large(needs_bytes=bytes_ + waiting, seconds=seconds)
+  memory = compiled.memory_analysis()
+  peak = getattr(memory, "peak_memory_in_bytes", 0) or (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  found = hlo.collectives(compiled.as_text())
+  summed = [one for one in found if one.gather and one.kind == "all-reduce"]
+  return Measured(
+    peak_bytes=peak + waiting,
+    needs_bytes=None,
+    argument_bytes=arguments,
+    temporary_bytes=max(peak - arguments, 0),
+    waiting_bytes=waiting,
+    flops=flops,
+    collectives=hlo.total(found),
+    summed_gathers={
+      "count": sum(one.runs for one in summed),
+      "bytes": sum(one.runs * one.bytes for one in summed),
+    },
+    seconds=time.monotonic() - start,
+  )
+
+
+def expectations(
+  config: TrainConfig, outline: Outline, mesh: Mesh
+) -> dict[str, Expected]:
+  """What the programs of a run cannot do without, by their names."""
+  base, task = outline.base, outline.task
+  denoiser, size = base.denoiser, config.data.batch_size
+  latent = base.recipe.latent_shape
+  text = base.null_prompt["null_text"].shape
+  net = cost.network_cost(denoiser.config, size, latent, text)
+  choice = attention_choice(base, mesh)
+  student = task.student if isinstance(task, DistillTask) else None
+  placed = task.resident()["teacher"]
+  params = placed if student else placed.params
+  adapters = task.resident()["student"].params if config.lora_rank else None
+  traffic = step_traffic(
+    config,
+    student,
+    network_traffic(denoiser, params, choice, mesh, latent, text, adapters),
+    mesh,
+  )
+  ideals: dict[str, dict[str, float]] = {}
+  trained = {"teacher": 1, "score": 1, "warm-up": 1, "sampler": 0}
+  if student is None:
+    ideals["teacher"] = {"teacher": net.forward + net.backward}
+  else:
+    c, critic = config.distill, cost.Cost(0, 0)
+    trained["student"] = bool(c.vsd_weight or c.reward_weight) + bool(
+      c.cd_weight
+    )
+    if task.tuner is not None:
+      count = functools.partial(
+        cost.latent_reward_cost, task.tuner.model.config
+      )
+      critic = count(size, latent, text)
+      fitted = count(config.reward.batch_size, latent, text)
+      ideals["reward"] = {"reward": fitted.forward + fitted.backward}
+      ideals["sampler"] = {"samples": net.forward}
+    ideals["student"] = cost.student_ideal(student, net, critic)
+    alone = dataclasses.replace(c, vsd_weight=0.0, reward_weight=0.0)
+    alone = dataclasses.replace(student, config=alone)
+    ideals["warm-up"] = cost.student_ideal(alone, net, critic)
+    ideals["score"] = cost.score_ideal(net)
+  found = {}
+  for name, parts in ideals.items():
+    ideal = sum(parts.values())
+    again = trained.get(name, 0) * _made_again(net, config.remat, choice)
+    sent = traffic.get(name)
+    found[name] = Expected(
+      flops=ideal / mesh.size,
+      factor=1 + again / ideal,
+      collectives=None if sent is None else dict(sent),
+    )
+  return found
+
+
+def _made_again(net: cost.Cost, remat: str, choice: Choice) -> float:
+  """FLOPs that the backward pass of a network adds to its gradient."""
+  again = 0.0
+  if remat in ("full", "offload"):
+    again = net.forward
+  elif remat == "attention":
+    again = net.forward - net.attention
+  elif remat == "dots":
+    again = net.attention  # products of batches
+  if choice.kernel != "xla" or choice.context == "ring":
+    again += net.attention / 2  # a fused kernel keeps no scores
+  return again
+
+
+def row(
+  measured: Measured, expected: Expected | None, peak_flops: float
+) -> dict[str, Any]:
+  """A program as the plan has it: what was found beside what was expected."""
+  expected = expected or Expected(None, 1.0, None)
+  bytes_ = sum(kind["bytes"] for kind in measured.collectives.values())
+  by_hand = expected.collectives
+  found = dataclasses.asdict(measured)
+  return found | {
+    "ideal_flops": expected.flops,
+    "flops_ratio": expected.flops and measured.flops / expected.flops,
+    "stated_factor": expected.factor,
+    "collective_bytes": bytes_,
+    "collectives_by_hand": by_hand,
+    "collective_bytes_by_hand": by_hand and sum(by_hand.values()),
+    "collective_ratio": bytes_ / sum(by_hand.values())
+    if by_hand and sum(by_hand.values())
+    else None,
+    "lower_bound_seconds": measured.flops / peak_flops if peak_flops else None,
+  }
+
+
+def warnings(
+  config: TrainConfig, outline: Outline, mesh: Mesh, rows: dict[str, Any]
+) -> list[str]:
+  """What a user would rather know before the run than after it."""
+  found = []
+  for name, one in rows.items():
+    summed = one["summed_gathers"]
+    if summed["count"]:
+      found.append(
+        f"{name}: XLA has turned {summed['count']} gathers "
+        f"({summed['bytes'] / 2**20:,.1f} MiB) into sums, which send twice as "
+        "much; take a smaller config.mesh.fsdp"
+      )
+  task, groups = outline.task, batch_shards(mesh)
+  if isinstance(task, DistillTask) and config.distill.inputs == "simulate":
+    steps, size = len(task.student.grid), config.data.batch_size
+    if size % (steps * groups):
+      found.append(
+        f"rollouts of {-(-size // steps)} videos do not divide among {groups} "
+        "groups of devices, of which some repeat what others do; make "
+        f"config.data.batch_size a multiple of {steps * groups}"
+      )
+  return found
+
+
+def update_total(
+  config: TrainConfig, rows: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+  """One update of the student, or teacher, with all that belongs to it."""
+  runs = dict.fromkeys(rows, 1.0)
+  if config.task == "distill":
+    runs["score"] = config.distill.score_steps
+    labelled = config.reward.labels / config.data.batch_size
+    runs["sampler"] = runs["decode"] = labelled / config.reward.every
+    runs["reward"] = config.reward.steps / config.reward.every
+    runs["warm-up"] = 0.0
+  bound = flops = 0.0
+  for name, one in rows.items():
+    flops += runs[name] * one["flops"]
+    bound += runs[name] * (one["lower_bound_seconds"] or 0.0)
+  return {
+    "runs": {name: runs[name] for name in rows},
+    "flops": flops,
+    "lower_bound_seconds": bound or None,
+  }
+
+
+def resident_bytes(resident: dict[str, PyTree]) -> dict[str, int]:
+  """Bytes a device of what stays there: parameters, moments, EMA, frozen."""
+  sums = dict.fromkeys(("parameters", "moments", "ema", "frozen"), 0)
+  for tree in resident.values():
+    if not isinstance(tree, NetworkState):
+      sums["frozen"] += _sum(tree)
+      continue
+    sums["parameters"] += _sum(tree.params)
+    sums["moments"] += _sum(tree.opt_state)
+    sums["ema"] += _sum(tree.ema)
+  return sums
+
+
+def bytes_of(leaf: Any) -> int:
+  """Bytes of a placed array on one device."""
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return 8
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  return int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+
+
+def _sum(tree: PyTree) -> int:
+  return sum(bytes_of(leaf) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,173 @@
+"""`dollar plan` on fake CPU devices: what it finds is what must be there."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+from dollar_jax.train.config import complete
+
+def get_config():
+  return complete({
+    "task": "distill",
+    "teacher": "embedded",
+    "remat": "full",
+    "data": {"batch_size": 16},
+    "mesh": {"fsdp": 2, "context": 2},
+    "optimizer": {"ema": 0.9, "accumulate": 2},
+    "score_optimizer": {"accumulate": 2},
+    "distill": {"num_steps": 4, "reward_weight": 0.5, "score_steps": 3},
+    "reward": {"batch_size": 8, "labels": 16, "every": 10},
+    "latent_reward": {"width": 8},
+  })
+"""
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+  """Plans in a process that has eight devices; (plan, stdout, stderr, code)."""
+  folder = tmp_path_factory.mktemp("plans")
+  (folder / "config.py").write_text(CONFIG)
+
+  def plan(*flags, topology="cpu:8"):
+    out = folder / f"plan{len(list(folder.iterdir()))}.json"
+    done = subprocess.run(
+      [
+        sys.executable,
+        *("-m", "dollar_jax", "plan", f"--config={folder / 'config.py'}"),
+        *(f"--topology={topology}", f"--out={out}", *flags),
+      ],
+      cwd=ROOT,
+      env=os.environ
+      | {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+      },
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    made = json.loads(out.read_text()) if out.exists() else None
+    return made, done.stdout, done.stderr, done.returncode
+
+  return plan
+
+
+@pytest.fixture(scope="module")
+def whole(planned):
+  return planned()
+
+
+def test_every_program_is_compiled_and_measured(whole):
+  plan, out, err, code = whole
+  assert code == 0, err
+  names = ["student", "score", "sampler", "decode", "reward"]
+  assert sorted(plan["programs"]) == sorted(names)
+  for name in names:
+    assert f"| {name} |" in out
+    row = plan["programs"][name]
+    assert row["peak_bytes"] > row["argument_bytes"] > 0
+    assert row["seconds"] > 0
+  assert plan["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1, "context": 2}
+  assert plan["warnings"] == []
+
+
+def test_flops_are_the_ideal_and_what_remat_adds(whole):
+  programs = whole[0]["programs"]
+  for name in ("sampler", "reward"):
+    assert programs[name]["flops_ratio"] == pytest.approx(1.0)
+    assert programs[name]["stated_factor"] == 1.0
+  for name in ("student", "score"):
+    stated = programs[name]["stated_factor"]
+    assert 1.1 < stated < 1.4
+    # what lies before and behind the blocks is not made again
+    assert 0.95 * stated < programs[name]["flops_ratio"] <= stated
+
+
+def test_collectives_are_those_counted_by_hand(whole):
+  """Exact in what a CPU gathers and exchanges; it sums where TPUs scatter."""
+  programs = whole[0]["programs"]
+  for name in ("student", "score", "sampler"):
+    row = programs[name]
+    found, by_hand = row["collectives"], row["collectives_by_hand"]
+    for kind in ("all-gather", "all-to-all"):
+      ratio = found[kind]["bytes"] / by_hand[kind]
+      assert 0.9 < ratio < 1.1, (name, kind, ratio)
+
+
+def test_what_stays_on_a_device_is_counted_by_kind(whole):
+  stays, programs = whole[0]["resident_bytes"], whole[0]["programs"]
+  # two networks halved by fsdp and a whole reward model; AdamW keeps two
+  # numbers a parameter; the student alone has an average; one frozen teacher
+  kept = stays["parameters"]
+  assert stays["moments"] == pytest.approx(2 * kept, rel=0.01)
+  assert stays["ema"] == pytest.approx(kept / 2, rel=0.1)
+  for row in programs.values():
+    inside = row["argument_bytes"] + row["waiting_bytes"]
+    assert inside >= sum(stays.values())
+
+
+def test_an_update_is_made_of_its_programs(whole):
+  update, programs = whole[0]["update"], whole[0]["programs"]
+  assert update["runs"] == {
+    "student": 1,
+    "score": 3,
+    "sampler": 0.1,
+    "decode": 0.1,
+    "reward": 2,
+  }
+  total = sum(n * programs[k]["flops"] for k, n in update["runs"].items())
+  assert update["flops"] == pytest.approx(total)
+
+
+def test_what_has_no_weight_is_not_planned(planned, whole):
+  off = [
+    "--config.distill.vsd_weight=0.0",
+    "--config.distill.reward_weight=0.0",
+  ]
+  plan, *_, code = planned(*off)
+  assert code == 0
+  assert list(plan["programs"]) == ["student"]
+  assert plan["resident_bytes"]["parameters"] < (
+    0.6 * whole[0]["resident_bytes"]["parameters"]
+  )
+  assert plan["programs"]["student"]["waiting_bytes"] == 0
+
+
+def test_finished_programs_are_found_again(planned, whole):
+  again, *_ = planned()
+  assert again["programs"] == whole[0]["programs"]
+  fresh, *_ = planned("--nocache", "--programs=decode")
+  assert fresh["programs"].keys() == {"decode"}
+  seconds = whole[0]["programs"]["decode"]["seconds"]
+  assert fresh["programs"]["decode"]["seconds"] != seconds
+
+
+@pytest.mark.parametrize(
+  "flags, said",
+  [
+    (["--topology=v9:2x2"], "topology 'v9:2x2' is not known; chips are v5e"),
+    (
+      ["--config.mesh.fsdp=3"],
+      "config.mesh.fsdp is 3, which does not divide 8 devices; use 2 or 4",
+    ),
+    (["--config.data.batch_size=6"], "batch size 6 does not divide among 4"),
+    (["--config.teacher=Wan9"], "models that can be planned without a folder"),
+    (["--programs=teacher"], "this run has no program 'teacher'; it has"),
+    (["--config.mesh.slices=2"], "config.mesh.slices is 2, but cpu:8 has 1"),
+  ],
+)
+def test_bad_input_gets_one_sentence(planned, flags, said):
+  made, _, err, code = planned(*flags)
+  assert code == 1
+  assert made is None
+  assert err.splitlines()[-1].startswith("dollar plan: error: ")
+  assert said in err.splitlines()[-1]
