@@ -37,12 +37,12 @@ install() {
   fi
   # The Python of the machine may be older than 3.11; uv brings one.
   PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet "uv>=0.8,<1"
-  local uv=(python3 -m uv)
+  local into=(--quiet --python "$base/venv/bin/python")
   [[ -x $base/venv/bin/python ]] ||
-    "${uv[@]}" venv --quiet --python 3.11 "$base/venv"
-  export VIRTUAL_ENV=$base/venv
-  "${uv[@]}" pip sync --quiet "$base/code/requirements/tpu.txt"
-  "${uv[@]}" pip install --quiet --no-deps --no-build-isolation --editable "$base/code"
+    python3 -m uv venv --quiet --python 3.11 "$base/venv"
+  python3 -m uv pip sync "${into[@]}" "$base/code/requirements/tpu.txt"
+  python3 -m uv pip install "${into[@]}" --no-deps --no-build-isolation \
+    --editable "$base/code"
   echo "$(hostname): installed"
 }
 

@@ -38,8 +38,9 @@ def test_a_run_from_its_creation_to_its_end(cloud):
   assert (home / "dollar/code/requirements/tpu.txt").is_file()
   assert not (home / "dollar.new").exists()
   installed = (cloud.folder / "python3.txt").read_text().splitlines()
-  lock = f"-m uv pip sync --quiet {home}/dollar/code/requirements/tpu.txt"
-  assert lock in installed
+  into = f"--quiet --python {home}/dollar/venv/bin/python"
+  pins = f"{home}/dollar/code/requirements/tpu.txt"
+  assert f"-m uv pip sync {into} {pins}" in installed
   assert cloud.pod("status", "pod", *two).stdout.count(": no run") == 4
 
   cloud.pod("train", "pod", *two, *TRAIN)
