@@ -7,8 +7,8 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 
-# Ranges say what the code works with; requirements/*.txt pin what the two
-# scripts in launch/ install (CONTRIBUTING.md says how they are made).
+# Ranges say what the code works with; requirements/*.txt pin what launch/
+# installs (CONTRIBUTING.md says how they are made).
 INSTALL = [
   "absl-py>=2.3,<3",
   "array-record>=0.8,<0.9",
