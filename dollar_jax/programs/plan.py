@@ -19,6 +19,7 @@ models take minutes a program; what is finished is kept, and found again.
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -191,6 +192,7 @@ class Planner:
       self._machine.name,
       name,
       jax.__version__,
+      _compiler(self._machine),
       _source_digest(),
       str(jax.tree.map(lambda leaf: leaf.shape, outline.base.params)),
     ]
@@ -243,6 +245,7 @@ class Planner:
       "versions": {
         "dollar_jax": dollar_jax.__version__,
         "jax": jax.__version__,
+        "compiler": _compiler(self._machine),
       },
     }
 
@@ -279,6 +282,13 @@ def _why_not(plan: dict[str, Any]) -> str:
     f"{text}; {' '.join(remedy['flags'])} fits, with "
     f"{remedy['peak_bytes'] / gib:.2f} GiB, and costs {remedy['costs']}"
   )
+
+
+def _compiler(machine: Machine) -> str:
+  """The package that compiles for a machine, and its version."""
+  name = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin", "cpu": "jaxlib"}
+  package = name[machine.chip.platform]
+  return f"{package} {importlib.metadata.version(package)}"
 
 
 def _source_digest() -> str:
