@@ -10,14 +10,25 @@ from dollar_jax.models.lora import COLLECTION
 from dollar_jax.parallel.context import RESIDUALS
 from dollar_jax.typing import Array
 
+BLOCK_INPUT = "block_input"
+"""Name of what enters a block, for remat policies."""
+
 REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "attention": jax.checkpoint_policies.save_only_these_names(
     "attention", RESIDUALS
   ),
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=[BLOCK_INPUT],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
-"""Named rematerialisation policies; "none" keeps every activation."""
+"""Named rematerialisation policies: "full" keeps what enters a block, "offload"
+keeps it in the host's memory, "dots" products without a batch, "attention" what
+attention gave. "none" keeps every activation."""
 
 
 def check_remat(name: str) -> None:

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dollar_jax.models.attention import attention, check_names
 from dollar_jax.models.blocks import (
+  BLOCK_INPUT,
   check_remat,
   repeat_blocks,
   to_tokens,
@@ -203,6 +204,7 @@ class Block(nn.Module):
     """Maps tokens [B, S + L, D]; returns what `nn.scan` wants."""
     c = self.config
     dtype = jnp.dtype(c.dtype)
+    x = checkpoint_name(x, BLOCK_INPUT)
     h, gate = ExpertNorm(c, name="norm1")(x, is_text, time)
     h = Attention(c, name="attn1")(h.astype(dtype), rotary)
     x = (x + gate * h).astype(dtype)

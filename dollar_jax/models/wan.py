@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from dollar_jax.models.attention import attention, check_names
 from dollar_jax.models.blocks import (
+  BLOCK_INPUT,
   check_remat,
   repeat_blocks,
   to_tokens,
@@ -225,6 +226,7 @@ class Block(nn.Module):
     """
     c = self.config
     dtype = jnp.dtype(c.dtype)
+    x = checkpoint_name(x, BLOCK_INPUT)
     table = self.param(
       "scale_shift_table",
       nn.with_logical_partitioning(

@@ -33,14 +33,12 @@ def remedies(config: TrainConfig, devices: int) -> Iterator[Remedy]:
   steps = list(_steps(config, devices))
   for changes, costs in steps:
     yield _apply(config, changes, costs)
-  together, prices = {}, []
+  together, prices = {}, {}
   for changes, costs in steps:
-    if set(changes) <= set(together):  # a later one is stronger
-      prices.pop()
     together |= changes
-    prices.append(costs)
-    if len(together) > len(changes):
-      yield _apply(config, together, " and ".join(prices))
+    prices[next(iter(changes))] = costs  # a later one is stronger
+    if len(prices) > 1:
+      yield _apply(config, together, " and ".join(prices.values()))
 
 
 def _steps(
@@ -49,9 +47,12 @@ def _steps(
   """Single changes, by the entries of the config that they set."""
   data, fsdp, tensor, context = mesh_shape(config.mesh, devices)
   if config.remat == "none":
-    yield {"remat": "attention"}, "less than a forward pass an update more"
-  if config.remat != "full":
-    yield {"remat": "full"}, "a forward pass an update more"
+    yield (
+      {"remat": "attention"},
+      "part of a forward pass more for every gradient",
+    )
+  if config.remat not in ("full", "offload"):
+    yield {"remat": "full"}, "a forward pass more for every gradient"
   while data % 2 == 0 and data > config.mesh.slices:
     data, fsdp = data // 2, fsdp * 2
     yield {"mesh.data": 0, "mesh.fsdp": fsdp}, "wider gathers of parameters"
@@ -70,6 +71,9 @@ def _steps(
       if fsdp > shards:
         changes["mesh.fsdp"] = shards
       yield changes, f"exchanges of tokens among {ways} devices"
+  if config.remat != "offload":
+    costs = "a forward pass more for every gradient, transfers to the host"
+    yield {"remat": "offload"}, costs
 
 
 def _apply(config: TrainConfig, changes: dict[str, Any], costs: str) -> Remedy:

@@ -163,7 +163,7 @@ def network_traffic(
     mesh=sizes,
     outputs=2 if joint else 3,
     remat=c.remat != "none",
-    remakes_attention=c.remat in ("full", "dots"),
+    remakes_attention=c.remat in ("full", "offload", "dots"),
   )
 
 

@@ -49,7 +49,7 @@ def test_remedies_come_alone_and_then_together():
   assert ("--config.optimizer.accumulate=2",) in flags
   assert all(remedy.costs for remedy in found)
   last = found[-1]
-  assert last.config.remat == "full"
+  assert last.config.remat == "offload"
   assert last.config.mesh.context == 8
   assert last.config.optimizer.accumulate == 4
   assert len(flags) == len(set(flags))
