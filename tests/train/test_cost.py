@@ -57,7 +57,7 @@ def test_remedies_come_alone_and_then_together():
 
 def test_remedies_leave_what_is_done_already():
   done = config(
-    remat="full",
+    remat="offload",
     mesh=MeshConfig(fsdp=4, context=2),
     optimizer=OptimizerConfig(accumulate=8),
   )
