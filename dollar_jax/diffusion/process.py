@@ -7,9 +7,11 @@ eps - x0` (Lipman et al., arXiv 2210.02747; exact for alpha = 1 - t only).
 """
 
 import dataclasses
+import functools
 from typing import Protocol
 
 import jax.numpy as jnp
+import numpy as np
 
 from dollar_jax.typing import Array
 
@@ -70,17 +72,19 @@ class VPProcess:
   snr_shift_scale: float = 1.0
   name: str = dataclasses.field(default="vp", init=False)
 
-  def _alphas_cumprod(self) -> Array:
+  @functools.cached_property
+  def _alphas_cumprod(self) -> np.ndarray:
+    # on the host, in float64: a table, not work for every step of a loop
     n = self.num_train_timesteps
     if self.beta_schedule == "scaled_linear":
-      beta = jnp.linspace(self.beta_start**0.5, self.beta_end**0.5, n) ** 2
-      abar = jnp.cumprod(1.0 - beta)
+      beta = np.linspace(self.beta_start**0.5, self.beta_end**0.5, n) ** 2
+      abar = np.cumprod(1.0 - beta)
     elif self.beta_schedule == "linear":
-      abar = jnp.cumprod(1.0 - jnp.linspace(self.beta_start, self.beta_end, n))
+      abar = np.cumprod(1.0 - np.linspace(self.beta_start, self.beta_end, n))
     elif self.beta_schedule == "cosine":
-      u = jnp.arange(1, n + 1) / n
-      level = jnp.cos((u + 0.008) / 1.008 * jnp.pi / 2) ** 2
-      abar = level / jnp.cos(0.008 / 1.008 * jnp.pi / 2) ** 2
+      u = np.arange(1, n + 1) / n
+      level = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+      abar = level / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     else:
       raise ValueError(
         f"beta_schedule {self.beta_schedule!r} is unknown; use one of "
@@ -89,16 +93,19 @@ class VPProcess:
     s = self.snr_shift_scale
     abar = abar / (s + (1.0 - s) * abar)
     if self.zero_terminal_snr:
-      root = jnp.sqrt(abar)
+      root = np.sqrt(abar)
       root = (root - root[-1]) * root[0] / (root[0] - root[-1])
       abar = root**2
-    return jnp.concatenate([jnp.ones(1), abar]).astype(jnp.float32)
+    return np.concatenate([np.ones(1), abar]).astype(np.float32)
 
   def _abar(self, t: Array) -> Array:
-    n = self.num_train_timesteps
-    grid = jnp.arange(n + 1, dtype=jnp.float32)
-    abar = jnp.interp(t.astype(jnp.float32) * n, grid, self._alphas_cumprod())
-    return jnp.clip(abar, 0.0, 1.0)
+    # not by jnp.interp: its search is a loop, which XLA for GPUs refuses to
+    # compile inside a loop on a mesh (jax 0.10.2)
+    n, table = self.num_train_timesteps, jnp.asarray(self._alphas_cumprod)
+    at = jnp.clip(t.astype(jnp.float32), 0.0, 1.0) * n
+    below = jnp.minimum(jnp.floor(at), n - 1.0)
+    low, high = (table[below.astype(jnp.int32) + i] for i in (0, 1))
+    return jnp.clip(low + (at - below) * (high - low), 0.0, 1.0)
 
   def alpha(self, t: Array) -> Array:
     """Returns the square root of the cumulative product at `t`."""

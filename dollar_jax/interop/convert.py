@@ -162,7 +162,8 @@ def cast(tree: Any, dtype: Any) -> Any:
 
   def convert(leaf: Any) -> Any:
     floating = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
-    return leaf.astype(dtype) if floating else leaf
+    same = leaf.dtype == dtype or not floating
+    return leaf if same else leaf.astype(dtype)
 
   return jax.tree.map(convert, tree)
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dollar_jax.diffusion import samplers, timesteps
 from dollar_jax.diffusion.guidance import guided
 from dollar_jax.interop import diffusers
+from dollar_jax.interop.convert import cast
 from dollar_jax.interop.folders import check_source
 from dollar_jax.interop.published import published_recipe
 from dollar_jax.interop.recipe import Recipe
@@ -58,14 +59,16 @@ class Pipeline:
     Args:
       path: the folder, or name.
       scan: whether the network's blocks run under `nn.scan`.
-      host: leaves the parameters as numpy arrays, for the caller to place.
+      host: leaves the parameters as numpy arrays of the stored types, for the
+        caller to place; else they are float32.
 
     Raises:
       ValueError: if it is not a model folder, or a damaged one.
     """
     path = EMBEDDED if str(path) == "embedded" else check_source(path)
+    dtype = None if host else "float32"
     denoiser, params = diffusers.load(
-      path, param_dtype="float32", host=host, scan=scan
+      path, param_dtype=dtype, host=host, scan=scan
     )
     codec = encoder = None
     if (path / "vae").is_dir():
@@ -93,8 +96,8 @@ class Pipeline:
     )
 
   def with_adapters(self, adapters: Params, recipe: Recipe) -> "Pipeline":
-    """The same model with adapters merged into its weights."""
-    merged = merge(Adapted(self.params, adapters))
+    """The same model with adapters merged into its weights, as float32."""
+    merged = merge(Adapted(cast(self.params, "float32"), adapters))
     return dataclasses.replace(
       self, params=merged, recipe=recipe, adapters=adapters
     )

@@ -139,6 +139,7 @@ def attention(
   kernel: str = "auto",
   context: str = "auto",
   cross: bool = False,
+  length: int | None = None,
 ) -> Array:
   """Full (unmasked) attention with the softmax in float32.
 
@@ -153,6 +154,8 @@ def attention(
     context: one of `CONTEXTS`.
     cross: whether keys and values are a text's or an image's: they are few,
       and every device of the "context" axis has all of them.
+    length: tokens that are attended to, of a sequence that
+      `context.fill_tokens` has filled up.
 
   Returns:
     [B, L, N, K] in the query's type.
@@ -173,7 +176,9 @@ def attention(
     cross=cross,
   )
   attend = _ATTEND[choice.kernel]
-  return spreading.over_mesh(attend, query, key, value, choice.context, cross)
+  return spreading.over_mesh(
+    attend, query, key, value, choice.context, cross, length
+  )
 
 
 def _choose_kernel(

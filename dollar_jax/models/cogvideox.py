@@ -31,6 +31,7 @@ from dollar_jax.models.layers import (
   sinusoidal_embedding,
 )
 from dollar_jax.models.rope import cogvideox_rotary, rotate, sine_positions
+from dollar_jax.parallel.context import fill_tokens
 from dollar_jax.parallel.rules import constrain
 from dollar_jax.typing import Array
 
@@ -139,8 +140,10 @@ class Attention(nn.Module):
   config: CogVideoXConfig
 
   @nn.compact
-  def __call__(self, x: Array, rotary: tuple[Array, Array] | None) -> Array:
-    """Attends within `x [B, S + L, D]`."""
+  def __call__(
+    self, x: Array, rotary: tuple[Array, Array] | None, length: int
+  ) -> Array:
+    """Attends within `x [B, S + L, D]`, to the first `length` tokens."""
     c = self.config
     dtype = jnp.dtype(c.dtype)
 
@@ -157,7 +160,7 @@ class Attention(nn.Module):
     value = project("to_v")
     if rotary is not None:
       query, key = rotate(query, *rotary), rotate(key, *rotary)
-    out = attention(query, key, value, c.attention, c.context)
+    out = attention(query, key, value, c.attention, c.context, length=length)
     out = checkpoint_name(out, "attention")
     out = einops.rearrange(out, "b l n k -> b l (n k)")
     return Dense(c.width, ("heads", "embed"), dtype, name="to_out")(out)
@@ -201,12 +204,16 @@ class Block(nn.Module):
   def __call__(
     self, x: Array, is_text: Array, time: Array, rotary: tuple | None
   ) -> tuple[Array, None]:
-    """Maps tokens [B, S + L, D]; returns what `nn.scan` wants."""
+    """Maps tokens [B, S + L, D]; returns what `nn.scan` wants.
+
+    Behind as many tokens as `is_text` tells of may come some that fill up.
+    """
     c = self.config
     dtype = jnp.dtype(c.dtype)
+    length, is_text = is_text.shape[1], fill_tokens(is_text)
     x = checkpoint_name(x, BLOCK_INPUT)
     h, gate = ExpertNorm(c, name="norm1")(x, is_text, time)
-    h = Attention(c, name="attn1")(h.astype(dtype), rotary)
+    h = Attention(c, name="attn1")(h.astype(dtype), rotary, length)
     x = (x + gate * h).astype(dtype)
     h, gate = ExpertNorm(c, name="norm2")(x, is_text, time)
     h = MLP(4 * c.width, c.width, "gelu", dtype, name="ff")(h.astype(dtype))
@@ -259,23 +266,27 @@ class CogVideoXTransformer(nn.Module):
         (c.sample_height // c.patch_size, c.sample_width // c.patch_size),
         stretch=c.patch_size_t is None,
       )
-      # the text has no position: it is turned by nothing
-      cos, sin = rotary
-      rotary = (
-        np.pad(cos, ((words, 0), (0, 0)), constant_values=1.0),
-        np.pad(sin, ((words, 0), (0, 0))),
-      )
     else:
       scales = c.temporal_interpolation_scale, c.spatial_interpolation_scale
       h = h + sine_positions(grid, c.width, *scales).astype(dtype)
     text = Dense(c.width, ("text", "embed"), dtype, name="text_proj")(text)
     h = jnp.concatenate([text, h], axis=1)
-    is_text = (jnp.arange(h.shape[1]) < words)[None, :, None]
+    end = h.shape[1]
+    is_text = (jnp.arange(end) < words)[None, :, None]
+    h = constrain(fill_tokens(h), ("batch", "tokens", "embed_act"))
+    if rotary is not None:
+      # the text has no position, nor has what fills up: they are turned by
+      # nothing
+      around = (words, h.shape[1] - end), (0, 0)
+      rotary = (
+        np.pad(rotary[0], around, constant_values=1.0),
+        np.pad(rotary[1], around),
+      )
 
     wave, size = sinusoidal_embedding(clock, c.width), c.time_embed_dim
     time = MLP(size, size, "silu", name="time_embedder")(wave)
     h = repeat_blocks(Block, c, h, is_text, time, rotary)
-    h = LayerNorm(c.norm_eps, name="norm_final")(h)[:, words:]
+    h = LayerNorm(c.norm_eps, name="norm_final")(h)[:, words:end]
 
     table = Dense(2 * c.width, name="norm_out_linear")(nn.silu(time))[:, None]
     shift, scale = jnp.split(table, 2, axis=-1)

@@ -79,12 +79,14 @@ def over_mesh(
   value: Array,
   method: str,
   local_keys: bool = False,
+  length: int | None = None,
 ) -> Array:
   """Attention on the active mesh.
 
   A batch that does not divide among "data" or "fsdp" is computed by every
   device of that axis. Tokens that do not divide among "context" are filled
-  up; what fills up is never attended to.
+  up, here unless `fill_tokens` has done so; what fills up is never attended
+  to.
 
   Args:
     attend: the kernel, for one device's share; a ring has its own.
@@ -94,6 +96,8 @@ def over_mesh(
     method: how tokens meet, "ulysses" or "ring"; not looked at with local
       keys or without a "context" axis.
     local_keys: whether every device of "context" has all keys.
+    length: tokens that do not only fill up, of queries and keys that
+      `fill_tokens` has made longer.
 
   Returns:
     [B, L, N, K].
@@ -102,7 +106,8 @@ def over_mesh(
   if not axes:
     return attend(query, key, value)
   ways = axes.get(TOKEN_AXIS, 1)
-  lengths = query.shape[1], key.shape[1]
+  given = query.shape[1]
+  lengths = (given, key.shape[1]) if length is None else (length, length)
   tokens = TOKEN_AXIS if ways > 1 else None
   key_tokens = None if local_keys else tokens
   if tokens and not local_keys:
@@ -125,7 +130,16 @@ def over_mesh(
     query = fill(query, 1, ways)
   if key_tokens:
     key, value = (fill(x, 1, ways) for x in (key, value))
-  return spread(query, key, value)[:, : lengths[0]]
+  return spread(query, key, value)[:, :given]
+
+
+def fill_tokens(x: Array) -> Array:
+  """Zeros behind the tokens [B, L, ...], up to what divides among "context".
+
+  For a sequence that goes through many blocks: what does not divide would be
+  filled up and cut at every attention. Without such an axis, `x` as it is.
+  """
+  return fill(x, 1, spread_axes().get(TOKEN_AXIS, 1))
 
 
 def fill(x: Array, axis: int, step: int) -> Array:

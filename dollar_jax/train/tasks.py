@@ -305,7 +305,10 @@ class DistillTask:
     """Shapes of a network's state, where they belong."""
     start = jax.random.key(0)
     if not self._has_fresh_adapters(name):
-      start = self._start[name]
+      start = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32),
+        self._start[name],
+      )
     create = functools.partial(self._create, name, optimizer)
     state = jax.eval_shape(create, start)
     return states.placed(state, self._axes(state.params), self._mesh)
