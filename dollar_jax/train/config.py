@@ -58,9 +58,8 @@ class DataConfig:
   Attributes:
     source: "moving_digits", or the folder of a prepared latent set.
     batch_size: global batch of a step.
-    clip: frames, height and width of a clip, for `dollar plan`; a data set
-      that has another size is refused. Empty takes the data set's, and in a
-      plan the teacher's own.
+    clip: frames, height and width of a clip, for `dollar plan`; empty is the
+      teacher's own size. Training takes what the data set has.
     clips: for "moving_digits", how many training clips to draw.
     channels: for a new codec, its latent channels.
     whitening: for a new codec, see `LinearVAE.fit`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
@@ -205,8 +206,7 @@ def _sized_as_data(
   """The model that makes videos of the size in a data set.
 
   Raises:
-    ValueError: if that set was made with another codec or text encoder, or of
-      clips of another size than the config says.
+    ValueError: if that set was made with another codec or text encoder.
   """
   source = data.source
   shape, text = example["latents"].shape, example["text"].shape
@@ -224,10 +224,12 @@ def _sized_as_data(
     )
   planned = latent_shape(base, data.clip)
   if data.clip and shape != planned:
-    raise ValueError(
-      f"config.data.clip is {data.clip}, whose latents are {planned}, but data "
-      f"set {source} has latents {shape}; set it to (), or prepare the data "
-      "anew"
+    logging.warning(
+      "data set %s has latents %s; those of config.data.clip, which a plan is "
+      "made for, would be %s",
+      source,
+      shape,
+      planned,
     )
   return dataclasses.replace(base, recipe=base.recipe.of_size(shape))
 
