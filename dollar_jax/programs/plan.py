@@ -203,7 +203,11 @@ class Planner:
     program = outline.task.programs(outline.batch)[name]
     limit = self._machine.memory
     resident = outline.task.resident()
-    measured = planning.measure(program, resident, mesh, limit)
+    try:
+      measured = planning.measure(program, resident, mesh, limit)
+    except ValueError as error:
+      machine = self._machine.name
+      raise ValueError(f"program {name} on {machine}: {error}") from error
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, dataclasses.asdict(measured))
     return measured

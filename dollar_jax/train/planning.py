@@ -26,6 +26,10 @@ from dollar_jax.train.tasks import DistillTask, Program
 from dollar_jax.train.traffic import network_traffic, step_traffic
 from dollar_jax.typing import PyTree
 
+_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+"""Compiler options by platform. Without a GPU to try them on, XLA takes
+default tiles for its own matrix products, and finds none for narrow ones."""
+
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _TOO_LARGE = re.compile(r"memory required[^(]*\(([\d.]+)([KMG]?)\)")
 
@@ -87,7 +91,7 @@ def measure(
       compiled. 0 is no limit.
 
   Raises:
-    jax.errors.JaxRuntimeError: if it does not compile, unless for memory.
+    ValueError: if it does not compile, unless for memory.
   """
   start = time.monotonic()
   passed = {id(leaf) for leaf in jax.tree.leaves(program.args)}
@@ -114,11 +118,13 @@ def measure(
       seconds = time.monotonic() - start
       return too_large(needs_bytes=arguments + waiting, seconds=seconds)
     try:
-      compiled = traced.lower().compile()
+      options = _OPTIONS.get(mesh.devices.flat[0].platform)
+      compiled = traced.lower().compile(options)
     except jax.errors.JaxRuntimeError as error:
       needs = _TOO_LARGE.search(str(error))
       if needs is None:
-        raise
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"XLA does not compile it: {reason}") from error
       bytes_ = int(float(needs[1]) * _UNITS[needs[2]])
       seconds = time.monotonic() - start
       return too_large(needs_bytes=bytes_ + waiting, seconds=seconds)
