@@ -30,8 +30,8 @@ _OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 """Compiler options by platform. Without a GPU to try them on, XLA takes
 default tiles for its own matrix products, and finds none for narrow ones."""
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-_TOO_LARGE = re.compile(r"memory required[^(]*\(([\d.]+)([KMG]?)\)")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_TOO_LARGE = re.compile(r"memory required[^(]*\(([\d.]+)([KMGT]?)\)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,11 @@ import sys
 
 import pytest
 
+from dollar_jax.parallel.topologies import GIB, Machine, parse
+from dollar_jax.programs import plan as program
+from dollar_jax.train.config import DistillConfig, TrainConfig
+from dollar_jax.train.planning import Measured
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 CONFIG = """
@@ -171,3 +176,68 @@ def test_bad_input_gets_one_sentence(planned, flags, said):
   assert made is None
   assert err.splitlines()[-1].startswith("dollar plan: error: ")
   assert said in err.splitlines()[-1]
+
+
+class Imagined(program.Planner):
+  """A planner that compiles nothing: memory is what a test says."""
+
+  def _measured(self, config, name, outline, mesh):
+    peak = int(self.memory_of(config) * GIB)
+    return Measured(peak, None, 1, 1, 0, 1.0, {}, {"count": 0, "bytes": 0}, 1.0)
+
+
+@pytest.fixture
+def imagine(monkeypatch):
+  """Plans a student where a device has 8 GiB; (plan, refusal)."""
+  monkeypatch.setattr(Machine, "memory", property(lambda machine: 8.0 * GIB))
+
+  def plan(memory_of):
+    planner = Imagined(parse("cpu:1"), False, False)
+    planner.memory_of = memory_of
+    config = TrainConfig("distill", distill=DistillConfig(vsd_weight=0.0))
+    made = planner.plan(config)
+    if not made["fits"]:
+      made["remedy"] = planner.find_remedy(config, made)
+      return made, program._why_not(made)
+    return made, None
+
+  return plan
+
+
+def test_the_cheapest_remedy_is_named_with_its_price(imagine):
+  sizes = {"none": 12.5, "attention": 9.0, "full": 6.0, "offload": 5.0}
+  made, refusal = imagine(lambda config: sizes[config.remat])
+  assert made["remedy"]["flags"] == ["--config.remat=full"]
+  tried = [one["flags"] for one in made["remedy"]["tried"]]
+  assert tried == [["--config.remat=attention"], ["--config.remat=full"]]
+  assert refusal == (
+    "the student program needs 12.50 GiB a device and cpu:1 gives 8.00: 4.50 "
+    "too much; --config.remat=full fits, with 6.00 GiB, and costs a forward "
+    "pass more for every gradient"
+  )
+
+
+def test_remedies_are_taken_together_where_none_is_enough(imagine):
+  def memory_of(config):
+    remade = config.remat in ("full", "offload")
+    return 12.0 - 2 * remade - config.optimizer.accumulate / 3
+
+  made, refusal = imagine(memory_of)
+  flags = made["remedy"]["flags"]
+  assert flags[0] == "--config.remat=full"
+  assert "--config.optimizer.accumulate=8" in flags
+  assert f"{' '.join(flags)} fits, with 7.33 GiB" in refusal
+
+
+def test_what_nothing_makes_fit_says_how_near_it_came(imagine):
+  made, refusal = imagine(lambda config: 50.0 - (config.remat == "full"))
+  assert made["remedy"]["flags"] is None
+  assert refusal.startswith("the student program needs 50.00 GiB a device")
+  assert "the least being 49.00 GiB with --config.remat=full" in refusal
+  assert refusal.endswith("config.lora_rank")
+
+
+def test_what_fits_is_left_alone(imagine):
+  made, refusal = imagine(lambda config: 7.9)
+  assert made["fits"]
+  assert refusal is None
