@@ -1,21 +1,71 @@
 """Start-up and shut-down of JAX's multi-controller runtime."""
 
+import contextlib
 import ipaddress
 import os
-from collections.abc import Mapping
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
 
 import jax
 from absl import logging
 
-# What each cluster's launcher sets, and the count of processes if it tells.
-_CLUSTERS = {
-  "SLURM": (
-    ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"),
-    "SLURM_NTASKS",
-  ),
-  "OpenMPI": (("OMPI_MCA_orte_hnp_uri",), "OMPI_COMM_WORLD_SIZE"),
-}
-_TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+from dollar_jax.parallel import clusters, ending
+
+# JAX aborts the process after its own deadline: ours comes first.
+_LATER_SECONDS = 60
+
+# How JAX and what carries its arrays complain of a process that is gone.
+_LOST = re.compile(
+  r"gloo|nccl|coordination service|heartbeat|unhealthy|socket closed"
+  r"|broken pipe|connection (reset|refused|closed)",
+  re.IGNORECASE,
+)
+_AGAIN = (
+  "the run's last checkpoint is kept; start the same command again in every "
+  "process"
+)
+
+
+@contextlib.contextmanager
+def joined(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  start_seconds: int = 300,
+) -> Iterator[str | None]:
+  """Joins the other processes as `start` does, and leaves them at the end.
+
+  A failure within ends this process without waiting for the others, who then
+  learn that it is lost.
+
+  Yields:
+    What `start` returns.
+
+  Raises:
+    ValueError: as `start`.
+    ConnectionError: as `start`, and if another process was lost.
+  """
+  try:
+    yield start(
+      coordinator, num_processes, process_id, start_seconds=start_seconds
+    )
+  except (Exception, KeyboardInterrupt) as error:
+    if not jax.distributed.is_initialized():
+      raise
+    if isinstance(error, InterruptedError):  # all stop after the same step
+      shut_down()
+      raise
+    ending.leave_at_once(130 if isinstance(error, KeyboardInterrupt) else 1)
+    if isinstance(error, OSError) or not _LOST.search(str(error)):
+      raise
+    time.sleep(1)  # so that what JAX's threads still print comes before
+    why = str(error).strip().splitlines()[0]
+    raise ConnectionError(f"{_who()} lost another: {why}; {_AGAIN}") from error
+  shut_down()
 
 
 def start(
@@ -28,7 +78,9 @@ def start(
 ) -> str | None:
   """Joins this process to the others of its run; alone, does nothing.
 
-  Call it before anything touches a device.
+  Call it before anything touches a device. Until `shut_down` the loss of
+  another process ends this one by exit code 1 and a last line on stderr: at
+  once if that was process 0, else within `heartbeat_seconds`.
 
   Args:
     coordinator: HOST:PORT where process 0 listens; None looks for a cluster.
@@ -42,40 +94,43 @@ def start(
 
   Raises:
     ValueError: the three arguments are incomplete or out of range.
-    ConnectionError: JAX refused to start. Where the other processes do not come
-      in time, its runtime aborts the process (exit status 134) instead.
+    ConnectionError: the processes did not come together; it names what was
+      tried. This process cannot try again, and its exit code will be 1. (What
+      JAX's runtime does not refuse but abort, such as the same process twice,
+      ends at once, by the same sentence and exit code.)
   """
   given = (coordinator, num_processes, process_id)
-  arguments = {}
   if any(value is not None for value in given):
     _check(coordinator, num_processes, process_id)
     found = f"coordinator {coordinator}"
+    tried = f"{found} (process {process_id} of {num_processes})"
     arguments = {
       "coordinator_address": coordinator,
       "num_processes": num_processes,
       "process_id": process_id,
+      "cluster_detection_method": "deactivate",
     }
     # JAX would listen on every interface.
     if _is_loopback(coordinator):
       arguments["coordinator_bind_address"] = coordinator
   else:
-    found = find_cluster(os.environ)
-  if found is None:
-    return None
-  # A warning, so that it stands above the abort of a failed start.
-  logging.warning(
-    "joining %s; waiting up to %d s for all processes", found, start_seconds
+    found = clusters.find_cluster(os.environ)
+    if found is None:
+      return None
+    tried = clusters.describe(found, os.environ)
+    arguments = clusters.jax_arguments(found, os.environ)
+  # A warning, because until all have come it is not known who is process 0.
+  logging.warning("joining %s; waits up to %d s", tried, start_seconds)
+  _initialize(
+    f"could not start through {tried} within {start_seconds} s",
+    start_seconds,
+    heartbeat_timeout_seconds=heartbeat_seconds,
+    **arguments,
   )
-  try:
-    jax.distributed.initialize(
-      initialization_timeout=start_seconds,
-      heartbeat_timeout_seconds=heartbeat_seconds,
-      **arguments,
-    )
-  except Exception as error:
-    raise ConnectionError(
-      f"could not start through {found} within {start_seconds} s: {error}"
-    ) from error
+  _last_line_of_abort(
+    f"{_who()} lost another, or JAX's runtime failed, as the lines above tell; "
+    f"{_AGAIN}"
+  )
   _set_up_logging()
   return found
 
@@ -84,30 +139,58 @@ def shut_down() -> None:
   """Leaves the run, once every process is done; alone, does nothing."""
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
+    ending.plain_abort()
 
 
-def find_cluster(environment: Mapping[str, str]) -> str | None:
-  """Returns the cluster of more than one process that `environment` tells of.
+def _initialize(failure: str, seconds: int, **arguments) -> None:
+  """Starts JAX's runtime.
 
-  Args:
-    environment: environment variables, such as `os.environ`.
-
-  Returns:
-    "SLURM", "OpenMPI", "TPU pod" or None.
+  Raises:
+    ConnectionError: with `failure` and the reason.
   """
-  for name, (variables, count) in _CLUSTERS.items():
-    here = all(variable in environment for variable in variables)
-    if here and int(environment.get(count, "1")) > 1:
-      return name
-  for variable in _TPU_HOSTS:
-    if "," in environment.get(variable, ""):
-      return "TPU pod"
-  # JAX's import sets the first where it sees TPU chips; the second rules out
-  # that a metadata server tells of other hosts.
-  alone = "TPU_SKIP_MDS_QUERY" in environment
-  if "TPU_ML_PLATFORM" in environment and not alone:
-    return "TPU pod"
-  return None
+  refusal: list[Exception] = []
+
+  def initialize() -> None:
+    try:
+      jax.distributed.initialize(
+        initialization_timeout=seconds + _LATER_SECONDS, **arguments
+      )
+    except Exception as error:
+      refusal.append(error)
+
+  _last_line_of_abort(f"{failure}: JAX's runtime failed, see the lines above")
+  thread = threading.Thread(target=initialize, daemon=True)
+  thread.start()
+  try:
+    thread.join(seconds)
+  except KeyboardInterrupt:
+    ending.leave_at_once(130)
+    raise
+  if thread.is_alive() or refusal:
+    ending.leave_at_once(1)
+    why = refusal[0] if refusal else _who_is_missing(arguments)
+    raise ConnectionError(f"{failure}: {why}")
+
+
+def _who_is_missing(arguments) -> str:
+  address = arguments.get("coordinator_address")
+  if address is None:
+    return "not all processes came, or process 0 cannot be reached"
+  if arguments["process_id"]:
+    host, _, port = address.rpartition(":")
+    try:
+      socket.create_connection((host.strip("[]"), int(port)), 5).close()
+    except OSError as error:
+      return f"process 0 cannot be reached there ({error})"
+  return "not all processes came"
+
+
+def _last_line_of_abort(text: str) -> None:
+  ending.on_abort(f"{sys.argv[0]}: error: {text}")
+
+
+def _who() -> str:
+  return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def _check(coordinator, num_processes, process_id):

@@ -8,8 +8,8 @@ line: --config.steps=100 --config.optimizer.learning_rate=1e-4. A workdir that
 holds a checkpoint of the same run is continued from it. The finished model
 lies in WORKDIR/model, in diffusers' layout.
 
-On a cluster start it once on every node: SLURM, OpenMPI and TPU pods are
-recognised. Elsewhere say who is who:
+On a cluster start it once on every node: SLURM, OpenMPI, TPU pods and indexed
+jobs of Kubernetes are recognised. Elsewhere say who is who:
 
   dollar train … --coordinator=HOST:PORT --num_processes=2 --process_id=0
 """
@@ -40,6 +40,13 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   "process_id", None, "Which of them this is, from 0.", flag_values=FLAGS
 )
+flags.DEFINE_integer(
+  "start_seconds",
+  300,
+  "How long to wait for the other processes.",
+  lower_bound=1,
+  flag_values=FLAGS,
+)
 flags.DEFINE_bool("progress", True, "Show a progress bar.", flag_values=FLAGS)
 
 
@@ -48,11 +55,16 @@ def main(values: flags.FlagValues) -> None:
 
   Raises:
     ValueError: for anything in the config that does not fit.
-    OSError: if the disk is full, or the processes do not find each other.
+    OSError: if the disk is full, or the processes do not find, or lose, each
+      other.
   """
   if values.config is None:
     raise ValueError("no --config given; name one, e.g. a file in configs/")
   config = from_config_dict(values.config.to_dict())
-  distributed.start(values.coordinator, values.num_processes, values.process_id)
-  train(config, values.workdir, values.progress)
-  distributed.shut_down()
+  with distributed.joined(
+    values.coordinator,
+    values.num_processes,
+    values.process_id,
+    values.start_seconds,
+  ):
+    train(config, values.workdir, values.progress)

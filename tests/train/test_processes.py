@@ -1,4 +1,5 @@
-"""Two processes train what one does, and go on from each other's checkpoints.
+"""Two processes train what one does, and go on from each other's checkpoints;
+where one is killed, the other ends by itself.
 
 On loopback, with two fake devices each. The one process is told to add up
 between its four devices as the two do, since another order of summands would
@@ -7,6 +8,7 @@ round otherwise.
 
 import shutil
 import socket
+import time
 
 import pytest
 
@@ -27,17 +29,21 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-def train(runs, count, command):
-  """Runs a command in `count` processes."""
+def start(runs, count, command):
+  """Starts a command in `count` processes."""
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
   command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
-  processes = [
+  return [
     runs.start("-c", PROCESS, str(count), *command, f"--process_id={i}")
     for i in range(count)
   ]
-  for process in processes:
+
+
+def train(runs, count, command):
+  """Runs a command in `count` processes."""
+  for process in start(runs, count, command):
     _, err = process.communicate()
     assert process.returncode == 0, err
 
@@ -59,3 +65,23 @@ def test_two_processes_train_as_one(runs, assert_same_run):
   assert (one / "checkpoints" / str(EARLY)).is_dir()
   train(runs, 1, runs.command(kind, one, **mesh))
   assert_same_run(two, one)
+
+
+def test_a_process_that_lost_the_other_ends_and_says_so(runs):
+  workdir = runs.fresh()
+  processes = start(runs, 2, runs.command("teacher", workdir, steps=10**6))
+  survivor, victim = processes
+  try:
+    while not (workdir / "checkpoints" / "4").is_dir():
+      assert survivor.poll() is None, survivor.stderr.read()
+      time.sleep(0.1)
+    victim.kill()
+    _, err = survivor.communicate(timeout=100)
+  finally:
+    for process in processes:
+      process.kill()
+      process.communicate()
+  assert survivor.returncode == 1, err
+  last = err.splitlines()[-1]
+  assert last.startswith("dollar train: error: process 0 of 2 lost another")
+  assert last.endswith("start the same command again in every process")
