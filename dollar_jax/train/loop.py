@@ -19,6 +19,7 @@ from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.metrics import MetricsLog
 from dollar_jax.train.preemption import on_sigterm
+from dollar_jax.train.save_times import SaveTimes
 from dollar_jax.typing import Array, PyTree
 
 CONFIG = "config.json"
@@ -157,6 +158,7 @@ def fit(
     )
     stack.callback(bar.close)
     stop = stack.enter_context(on_sigterm())
+    times = SaveTimes(config.checkpoint, start)
     behind: dict[str, Array] = {}
     for index in bar:
       step = index + 1
@@ -172,9 +174,10 @@ def fit(
         bar.set_postfix(shown, refresh=False)
       last = step == config.steps
       stopping = stop.due(step) and not last
-      if step % config.checkpoint.every == 0 or last or stopping:
+      if times.due(step) or last or stopping:
         _check_finite(behind, step, config.task)
         checkpointer.save(step, task.to_saved(state), batches.iterator)
+        times.saved(step)
       if stopping:
         checkpointer.wait()
         raise InterruptedError(
