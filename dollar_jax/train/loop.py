@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from dollar_jax.interop.buckets import place
 from dollar_jax.interop.folders import write_json
 from dollar_jax.parallel import processes
 from dollar_jax.parallel.rules import shard_batch
@@ -143,7 +143,7 @@ def fit(
     log = None
     if processes.is_first():
       for name, note in {CONFIG: to_dict(config), **(notes or {})}.items():
-        write_json(epath.Path(workdir) / name, note)
+        write_json(place(workdir) / name, note)
       log = MetricsLog(workdir, start, config.tensorboard)
       stack.callback(log.close)
     bar = tqdm(
@@ -176,6 +176,8 @@ def fit(
       stopping = stop.due(step) and not last
       if times.due(step) or last or stopping:
         _check_finite(behind, step, config.task)
+        if log is not None:
+          log.sync()
         checkpointer.save(step, task.to_saved(state), batches.iterator)
         times.saved(step)
       if stopping:

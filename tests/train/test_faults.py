@@ -1,7 +1,10 @@
 """What machines do to a run: kill it at any moment, forbid it to write."""
 
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -110,6 +113,41 @@ def test_kills_in_the_middle_of_a_save_lose_nothing(
   code, _, err = dollar(victim.command)
   assert (code, err) == (0, "")
   assert_same_run(runs.whole("teacher"), victim.workdir)
+
+
+READ_ONLY = """
+mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" || exit 77
+exec "$@"
+"""
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(runs, refusal):
+  workdir = runs.copy("teacher")
+  shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+  before = sorted(workdir.rglob("*"))
+  command = [
+    sys.executable,
+    "-m",
+    "dollar_jax",
+    *runs.command("teacher", workdir),
+  ]
+  process = subprocess.run(
+    ["unshare", "--mount", "sh", "-c", READ_ONLY, str(workdir), *command],
+    capture_output=True,
+    text=True,
+  )
+  if "dollar train: error" not in process.stderr and process.returncode != 0:
+    pytest.skip(f"no read-only mount can be made here: {process.stderr}")
+  print(process.stderr)
+  assert process.returncode == 1
+  assert process.stderr.count("\n") == 1, process.stderr
+  assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(runs, refusal):
+  sentence = refusal(runs.command("teacher", "/proc/run"))
+  print(sentence)
+  assert "/proc/run" in sentence
 
 
 @pytest.mark.slow  # fifty starts of a program
