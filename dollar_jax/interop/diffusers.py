@@ -28,6 +28,7 @@ from absl import logging
 from dollar_jax.diffusion.process import FlowProcess
 from dollar_jax.interop import convert
 from dollar_jax.interop.autoencoder_keymaps import AUTOENCODERS
+from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.folders import (
   check_source,
   check_target,
@@ -128,7 +129,7 @@ def save(
       something that is not a model.
     OSError: if the disk is full or the place not writable.
   """
-  path = Path(path).resolve()
+  path = on_disk(path).resolve()
   check_target(path)
   try:
     json.dumps(recipe, allow_nan=False)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dollar_jax.interop.buckets import is_remote, on_disk
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that can run any code when they are read."""
 
@@ -58,8 +60,12 @@ def replace_folder(path: Path) -> Iterator[Path]:
 def write_json(file: Path, content: dict[str, Any]) -> None:
   """Writes a JSON object, whole or not at all; makes the folder it is in."""
   file.parent.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(content, indent=2) + "\n"
+  if is_remote(file):  # an object is there once it is whole
+    file.write_text(text, encoding="utf-8")
+    return
   part = file.with_name(f".{file.name}.part")
-  part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  part.write_text(text, encoding="utf-8")
   part.replace(file)
 
 
@@ -90,7 +96,7 @@ def check_source(path: str | os.PathLike) -> Path:
   Raises:
     ValueError: if it is neither.
   """
-  path = Path(path)
+  path = on_disk(path)
   if path.suffix in PICKLES and path.is_file():
     raise ValueError(
       f"{path} is a pickle, which can run any code and is not read; give a "

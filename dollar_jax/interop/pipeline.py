@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from dollar_jax.diffusion import samplers, timesteps
 from dollar_jax.diffusion.guidance import guided
-from dollar_jax.interop import diffusers
+from dollar_jax.interop import buckets, diffusers
 from dollar_jax.interop.convert import cast
 from dollar_jax.interop.folders import check_source
 from dollar_jax.interop.published import published_recipe
@@ -53,8 +54,9 @@ class Pipeline:
   ) -> "Pipeline":
     """Opens a model folder; "embedded" is the one in the package.
 
-    It may also be the name of a model in the Hugging Face cache. A folder
-    without recipe.json is sampled as its publishers do.
+    It may also be the name of a model in the Hugging Face cache, or lie in a
+    bucket, from which it is copied. A folder without recipe.json is sampled
+    as its publishers do.
 
     Args:
       path: the folder, or name.
@@ -65,6 +67,8 @@ class Pipeline:
     Raises:
       ValueError: if it is not a model folder, or a damaged one.
     """
+    if buckets.is_remote(path):
+      path = buckets.download(buckets.place(path))
     path = EMBEDDED if str(path) == "embedded" else check_source(path)
     dtype = None if host else "float32"
     denoiser, params = diffusers.load(
@@ -83,11 +87,25 @@ class Pipeline:
   def save(
     self, path: str | Path, dtype: str | None = None, **extra: Any
   ) -> None:
-    """Writes a model folder; `extra` goes to recipe.json."""
+    """Writes a model folder, to a disk or a bucket.
+
+    Args:
+      path: the folder.
+      dtype: see `diffusers.save`.
+      **extra: goes to recipe.json.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     recipe = self.recipe.to_json() | extra
     parts = self.codec, self.text_encoder, recipe
     options = {"dtype": dtype, "adapters": self.adapters}
-    diffusers.save(path, self.denoiser, self.params, *parts, **options)
+    remote = buckets.is_remote(path)
+    folder = buckets.scratch() / "model" if remote else path
+    diffusers.save(folder, self.denoiser, self.params, *parts, **options)
+    if remote:
+      buckets.upload(folder, buckets.place(path), last="model_index.json")
+      shutil.rmtree(folder)
 
   def with_params(self, params: Params, recipe: Recipe) -> "Pipeline":
     """The same model with other weights and recipe."""

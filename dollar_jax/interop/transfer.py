@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.convert import iterate_leaves, narrow
 from dollar_jax.interop.folders import (
   check_source,
@@ -53,7 +54,7 @@ def transfer(
     ValueError: if `source` is not a whole model, or `out` no place for one.
     OSError: if the disk is full or the place not writable.
   """
-  source, out = check_source(source), Path(out).resolve()
+  source, out = check_source(source), on_disk(out).resolve()
   if out.is_relative_to(source.resolve()):
     raise ValueError(f"{out} lies in the model {source}; give another place")
   check_target(out)

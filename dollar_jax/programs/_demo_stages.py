@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dollar_jax.data import moving_digits
 from dollar_jax.evaluation import intervals
+from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.programs.evaluate import DigitsPanel
 from dollar_jax.rewards.base import get_reward
@@ -98,7 +99,7 @@ class Demo:
       samples: clips judged a model.
       scale: share of the configured work to spend.
     """
-    self.workdir, self._scale = Path(workdir), scale
+    self.workdir, self._scale = on_disk(workdir), scale
     self.workdir.mkdir(parents=True, exist_ok=True)
     captions = moving_digits.all_captions()
     self.prompts = [captions[i % len(captions)] for i in range(samples)]

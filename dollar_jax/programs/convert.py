@@ -11,13 +11,12 @@ not fit into memory, and its other parts are copied as they are. All commands
 read either form.
 """
 
-from pathlib import Path
-
 import numpy as np
 from absl import flags
 from flax import traverse_util
 
 from dollar_jax.interop import load, transfer
+from dollar_jax.interop.buckets import place
 from dollar_jax.interop.convert import DTYPES, narrow
 from dollar_jax.train.runs import open_model
 from dollar_jax.typing import Params
@@ -53,7 +52,7 @@ def main(values: flags.FlagValues) -> None:
   """
   source, out, dtype = values.source, values.out, values.dtype
   wrong = []
-  if (Path(source) / "checkpoints").is_dir():
+  if (place(source) / "checkpoints").is_dir():
     form, model = "safetensors", open_model(source)
     model.save(out, dtype)
     if values.verify:

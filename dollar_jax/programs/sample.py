@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from dollar_jax.data.videos import video_name, write_video
 from dollar_jax.diffusion.timesteps import student_grid
+from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.train.runs import open_model
 
@@ -190,7 +191,7 @@ def main(values: flags.FlagValues) -> None:
   names = [video_name(prompts[p], i) for p, i in jobs]
   _check_unique(names)
   initial = _read_noise(values.initial_latents, model, len(jobs))
-  out = Path(values.out)
+  out = on_disk(values.out)
   out.mkdir(parents=True, exist_ok=True)
   files = [_files(out / name, model, values.save_latents) for name in names]
   todo = [n for n in range(len(jobs)) if not all(f.exists() for f in files[n])]

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from dollar_jax.interop.buckets import is_remote, place
 from dollar_jax.interop.orbax_faults import first_line, quiet_orbax
 from dollar_jax.train.config import CheckpointConfig
 from dollar_jax.typing import Array, PyTree
@@ -45,11 +46,11 @@ class Checkpointer:
     Raises:
       OSError: if the folder cannot be written.
     """
-    self.folder = epath.Path(workdir) / "checkpoints"
+    self.folder = place(workdir) / "checkpoints"
     self._description = json.loads(json.dumps(description))
     quiet_orbax()
     self._manager = ocp.CheckpointManager(
-      self.folder.resolve(),
+      _absolute(self.folder),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=config.keep,
         enable_async_checkpointing=True,
@@ -172,7 +173,7 @@ def read_networks(workdir: str) -> Any:
   Raises:
     ValueError: if there is no checkpoint that can be read.
   """
-  folder = epath.Path(workdir) / "checkpoints"
+  folder = place(workdir) / "checkpoints"
   handlers = {
     "state": ocp.StandardCheckpointHandler(),
     "description": ocp.JsonCheckpointHandler(),
@@ -180,7 +181,7 @@ def read_networks(workdir: str) -> Any:
   damaged: dict[int, str] = {}
   quiet_orbax()
   with ocp.CheckpointManager(
-    folder.resolve(), item_handlers=handlers
+    _absolute(folder), item_handlers=handlers
   ) as manager:
 
     def on_host() -> ocp.args.Composite:
@@ -198,6 +199,10 @@ def read_networks(workdir: str) -> Any:
         "checkpoint %s cannot be read (%s)", folder / str(step), reason
       )
   raise ValueError(_none_readable(folder, damaged))
+
+
+def _absolute(folder: epath.Path) -> epath.Path:
+  return folder if is_remote(folder) else folder.resolve()
 
 
 class _Mismatch(ValueError):

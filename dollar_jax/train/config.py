@@ -6,6 +6,7 @@ nothing further in ever sees a ConfigDict.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -160,10 +161,12 @@ class CheckpointConfig:
 
   Attributes:
     every: updates between checkpoints; the last update is always saved.
+    minutes: time after which a run saves that has not; 0 goes by updates only.
     keep: checkpoints kept.
   """
 
   every: int = 500
+  minutes: float = 0.0
   keep: int = 3
 
 
@@ -244,6 +247,8 @@ class TrainConfig:
     for name in ("every", "keep"):
       value = getattr(self.checkpoint, name)
       _check(value >= 1, f"checkpoint.{name}", value, "at least 1")
+    minutes = self.checkpoint.minutes
+    _check(0 <= minutes < math.inf, "checkpoint.minutes", minutes, "0 or more")
     for name in ("dtype", "frozen_dtype"):
       value = getattr(self, name)
       allowed = ("float32", "bfloat16")

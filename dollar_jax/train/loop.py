@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from dollar_jax.interop.buckets import place
 from dollar_jax.interop.folders import write_json
 from dollar_jax.parallel import processes
 from dollar_jax.parallel.rules import shard_batch
@@ -19,6 +19,7 @@ from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.metrics import MetricsLog
 from dollar_jax.train.preemption import on_sigterm
+from dollar_jax.train.save_times import SaveTimes
 from dollar_jax.typing import Array, PyTree
 
 CONFIG = "config.json"
@@ -142,7 +143,7 @@ def fit(
     log = None
     if processes.is_first():
       for name, note in {CONFIG: to_dict(config), **(notes or {})}.items():
-        write_json(epath.Path(workdir) / name, note)
+        write_json(place(workdir) / name, note)
       log = MetricsLog(workdir, start, config.tensorboard)
       stack.callback(log.close)
     bar = tqdm(
@@ -157,6 +158,7 @@ def fit(
     )
     stack.callback(bar.close)
     stop = stack.enter_context(on_sigterm())
+    times = SaveTimes(config.checkpoint, start)
     behind: dict[str, Array] = {}
     for index in bar:
       step = index + 1
@@ -172,9 +174,12 @@ def fit(
         bar.set_postfix(shown, refresh=False)
       last = step == config.steps
       stopping = stop.due(step) and not last
-      if step % config.checkpoint.every == 0 or last or stopping:
+      if times.due(step) or last or stopping:
         _check_finite(behind, step, config.task)
+        if log is not None:
+          log.sync()
         checkpointer.save(step, task.to_saved(state), batches.iterator)
+        times.saved(step)
       if stopping:
         checkpointer.wait()
         raise InterruptedError(

@@ -1,17 +1,24 @@
 """Metrics of a run: JSON lines always, TensorBoard on request."""
 
+import io
 import json
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
+from dollar_jax.interop.buckets import is_remote, place
+
+_SECONDS = 60
+"""Between two writes of an object in a bucket."""
 
 
 class MetricsLog:
   """Appends rows to `workdir/metrics.jsonl`, one JSON object a line.
 
-  A resumed run drops the rows of steps it is about to repeat.
+  A resumed run drops the rows of steps it is about to repeat. To an object in a
+  bucket nothing can be appended: it is written anew, every minute at most and
+  before every checkpoint.
   """
 
   def __init__(self, workdir: str, start: int, tensorboard: bool = False):
@@ -26,23 +33,39 @@ class MetricsLog:
       ValueError: if TensorBoard is asked for and not installed.
     """
     self._writer = _tensorboard_writer(workdir) if tensorboard else None
-    path = epath.Path(workdir) / "metrics.jsonl"
-    kept = [row for row in read(workdir) if row["step"] <= start]
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(_line(row) for row in kept))
-    part.replace(path)  # killed here, the rows are not lost
-    self._file = path.open("a")
+    self._path = place(workdir) / "metrics.jsonl"
+    rows = [row for row in read(workdir) if row["step"] <= start]
+    kept = "".join(_line(row) for row in rows)
+    self._remote, self._written = is_remote(self._path), 0.0
+    if self._remote:
+      self._file = io.StringIO(kept)
+      self._file.seek(0, io.SEEK_END)
+      self.sync()
+    else:
+      part = self._path.with_name(f".{self._path.name}.part")
+      part.write_text(kept)
+      part.replace(self._path)  # killed here, the rows are not lost
+      self._file = self._path.open("a")
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Writes scalars of one step; what is not finite as null."""
     row = {name: float(value) for name, value in values.items()}
     self._file.write(_line({"step": step, **row}))
     self._file.flush()
+    if time.monotonic() - self._written > _SECONDS:
+      self.sync()
     if self._writer is not None:
       self._writer.write_scalars(step, row)
 
+  def sync(self) -> None:
+    """Brings all rows to where they can be read."""
+    if self._remote:
+      self._path.write_text(self._file.getvalue())
+      self._written = time.monotonic()
+
   def close(self) -> None:
     """Closes the files."""
+    self.sync()
     self._file.close()
     if self._writer is not None:
       self._writer.close()
@@ -53,7 +76,7 @@ def read(workdir: str) -> list[dict[str, float]]:
 
   What was not finite is NaN.
   """
-  path = epath.Path(workdir) / "metrics.jsonl"
+  path = place(workdir) / "metrics.jsonl"
   rows = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from etils import epath
 from jax.sharding import Mesh
 
 from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
+from dollar_jax.interop import buckets
 from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.attention import Choice, choose
@@ -57,7 +57,8 @@ def train(
     config: the run.
     workdir: its folder; a checkpoint there is continued from.
     progress: whether to show a bar.
-    data_folder: where embedded data is prepared; None is `workdir/data`.
+    data_folder: where embedded data is prepared; None is `workdir/data`, or a
+      temporary folder of every process if the workdir is in a bucket.
 
   Returns:
     The finished model.
@@ -70,10 +71,11 @@ def train(
   rows = process_rows(config.data.batch_size, mesh)
   if config.distill.reward_weight and config.task == "distill":
     check_batch(config.reward.batch_size, mesh)
-  folder = epath.Path(workdir)
+  folder = buckets.place(workdir)
   folder.mkdir(parents=True, exist_ok=True)
   base = open_base(config)
-  data = data_folder or str(folder / "data")
+  own = buckets.scratch() if buckets.is_remote(folder) else folder
+  data = data_folder or str(own / "data")
   if not processes.is_first():
     processes.wait_for_all("data")
   source = datasets.open_data(config.data, base.codec, base.text_encoder, data)
@@ -305,7 +307,7 @@ def _start(path: str, scan: bool, lora_rank: int) -> dict[str, Params]:
       that trains such.
   """
   networks, rank = {}, 0
-  if (epath.Path(path) / "checkpoints").is_dir():
+  if (buckets.place(path) / "checkpoints").is_dir():
     networks, rank = read_networks(path), _run_config(path).lora_rank
   if rank == lora_rank:
     found = {
@@ -326,7 +328,7 @@ def _start(path: str, scan: bool, lora_rank: int) -> dict[str, Params]:
 
 def _run_config(path: str) -> TrainConfig:
   """The config of a run's folder."""
-  return from_config_dict(read_json(epath.Path(path) / CONFIG))
+  return from_config_dict(read_json(buckets.place(path) / CONFIG))
 
 
 def _check_start(start: dict[str, Params], teacher: Params, name: str) -> None:
@@ -355,8 +357,8 @@ def open_model(name: str, scan: bool = False, host: bool = False) -> Pipeline:
   Raises:
     ValueError: if it is none of these, or damaged.
   """
-  folder = epath.Path(name)
-  if (folder / "model").is_dir():
+  folder = buckets.place(name)
+  if (folder / "model" / "model_index.json").exists():
     return Pipeline.load(str(folder / "model"), scan, host)
   config_file = folder / CONFIG
   if not (folder / "checkpoints").is_dir() or not config_file.exists():

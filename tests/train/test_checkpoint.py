@@ -115,6 +115,10 @@ def _delete(paths):
     path.unlink()
 
 
+def _delete_folder(paths):
+  shutil.rmtree(paths[0].parent)
+
+
 DAMAGES = {
   "arrays cut": (_truncate, "state/**/d/*"),
   "one bit of an array": (_flip, "state/**/d/*"),
@@ -122,6 +126,10 @@ DAMAGES = {
   "iterator gone": (_delete, "data/*"),
   "description gone": (_delete, "description/*"),
   "everything empty": (_delete, "**/*"),
+  "arrays gone": (_delete, "state/ocdbt.process_0/d/*"),
+  "array index gone": (_delete, "state/manifest.ocdbt"),
+  "state gone with its folder": (_delete_folder, "state/_METADATA"),
+  "iterator gone with its folder": (_delete_folder, "data/metadata"),
 }
 
 
@@ -161,6 +169,19 @@ def test_all_damaged_is_one_sentence(saved, restore):
   with pytest.raises(ValueError, match=r"none of the checkpoints \[2, 3, 4\]"):
     read_networks(saved)
   assert _steps(saved) == [2, 3, 4]
+
+
+def test_a_run_never_starts_anew_beside_ruins(saved, restore):
+  """The only checkpoint has lost its files, or all but a folder of it."""
+  for step in (2, 3):
+    shutil.rmtree(saved / "checkpoints" / str(step))
+  for item in ("state", "data", "description"):
+    shutil.rmtree(saved / "checkpoints" / "4" / item)
+    with pytest.raises(ValueError, match=r"\[4\] in .* delete the folder"):
+      restore()
+  _delete(_files(saved, 4, "*"))
+  with pytest.raises(ValueError, match=r"\[4\] in .* delete the folder"):
+    restore()
 
 
 def test_another_run_is_told_from_a_damaged_one(saved, restore, caplog):
