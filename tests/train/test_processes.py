@@ -16,25 +16,38 @@ STEPS = 12
 EARLY = STEPS - 4
 """The oldest checkpoint that a run keeps."""
 
+BY_TIME = {
+  "checkpoint.every": 1000,
+  "checkpoint.minutes": 1e-9,
+  "checkpoint.keep": 100,
+}
+"""Every step is saved, if the first process' clock says so to all."""
+
 PROCESS = """
 import sys
+import types
 import jax
 
-jax.config.update("jax_num_cpu_devices", 4 // int(sys.argv[1]))
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 from dollar_jax import cli
+from dollar_jax.train import save_times
 
+if sys.argv[-1] == "--process_id=1":  # its clock stands still
+  save_times.time = types.SimpleNamespace(monotonic=lambda: 0.0)
 sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-def train(runs, count, command):
-  """Runs a command in `count` processes."""
+def train(runs, count, command, devices=4):
+  """Runs a command in `count` processes that share some devices."""
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
   command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
   processes = [
-    runs.start("-c", PROCESS, str(count), *command, f"--process_id={i}")
+    runs.start(
+      "-c", PROCESS, str(devices // count), *command, f"--process_id={i}"
+    )
     for i in range(count)
   ]
   for process in processes:
@@ -59,3 +72,22 @@ def test_two_processes_train_as_one(runs, assert_same_run):
   assert (one / "checkpoints" / str(EARLY)).is_dir()
   train(runs, 1, runs.command(kind, one, **mesh))
   assert_same_run(two, one)
+
+
+@pytest.mark.slow  # five programs one after another
+def test_eight_devices_are_eight_whoever_has_them(runs, assert_same_run):
+  """Saved by time, and handed on from two processes to one and back."""
+  changes = {"mesh.fsdp": 2, "data.batch_size": 8, **BY_TIME}
+  two, one = runs.fresh(), runs.fresh()
+  train(runs, 2, runs.command("teacher", two, **changes), devices=8)
+  train(runs, 1, runs.command("teacher", one, **changes), devices=8)
+  assert_same_run(two, one)
+  for count, workdir in ((1, two), (2, one)):
+    shutil.rmtree(workdir / "model")
+    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert sorted(saved) == list(range(1, STEPS + 1))
+    for step in range(EARLY + 1, STEPS + 1):
+      shutil.rmtree(workdir / "checkpoints" / str(step))
+    command = runs.command("teacher", workdir, **changes)
+    train(runs, count, command, devices=8)
+    assert_same_run(two, one)
