@@ -157,6 +157,8 @@ def distil(kind: Kind, base: Pipeline, out: pathlib.Path, steps: int) -> None:
   flags = {
     "teacher": out / "teacher",
     "steps": steps,
+    "optimizer.warmup_steps": min(10, steps - 1),
+    "score_optimizer.warmup_steps": min(10, steps - 1),
     "distill.fresh_noise": 1.0,  # diffusers has all fresh, or none
     "distill.guidance": RECIPE.guidance,
     **kind.flags,

@@ -12,6 +12,7 @@ from benchmarks import (
   against_diffusers,
   convert_memory,
   decode_memory,
+  run_overhead,
   sampling_speed,
   step_cost,
 )
@@ -196,6 +197,20 @@ def test_both_sides_compute_the_same(model, tasks):
       assert row["diffusers"] > 0
       assert row["apart"] < 1e-4
   assert ("speed_up" in table) == ("student" in tasks)
+
+
+def test_blocks_with_a_save_are_told_from_those_without():
+  # blocks of 3 updates of 1 s, a save of 0.5 s as every second one begins
+  times, now = [], 0.0
+  blocks = run_overhead.Blocks(configs.CheckpointConfig(), 0)
+  blocks.size = 3
+  for step in range(1, 31):
+    now += 100.0 if step == 1 else 1.0
+    times.append(now)
+    now += 0.5 if blocks.due(step) else 0.0
+  assert run_overhead.medians(times, 3) == (3.0, 3.5)
+  with pytest.raises(ValueError, match="too few"):
+    run_overhead.medians(times[:8], 3)
 
 
 def test_memory_of_decoding_does_not_grow_with_the_clip(monkeypatch):

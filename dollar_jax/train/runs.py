@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import math
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 from dollar_jax.data.moving_digits import FPS
@@ -71,8 +73,7 @@ def train(
   rows = process_rows(config.data.batch_size, mesh)
   if config.distill.reward_weight and config.task == "distill":
     check_batch(config.reward.batch_size, mesh)
-  folder = buckets.place(workdir)
-  folder.mkdir(parents=True, exist_ok=True)
+  folder = _open_folder(workdir)
   base = open_base(config)
   own = buckets.scratch() if buckets.is_remote(folder) else folder
   data = data_folder or str(own / "data")
@@ -101,6 +102,25 @@ def train(
     result.save(folder / "model", config=to_dict(config))
   processes.wait_for_all("model")
   return result
+
+
+def _open_folder(workdir: str) -> epath.Path:
+  """The run's folder, made if needed.
+
+  Raises:
+    OSError: if nothing can be written there.
+  """
+  folder = buckets.place(workdir)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not buckets.is_remote(folder):
+      tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise OSError(
+      f"workdir {folder} cannot be written ({error.strerror or error}); make "
+      "it writable, or use another"
+    ) from error
+  return folder
 
 
 def attention_choice(base: Pipeline, mesh: Mesh) -> Choice:

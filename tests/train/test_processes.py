@@ -18,32 +18,45 @@ STEPS = 12
 EARLY = STEPS - 4
 """The oldest checkpoint that a run keeps."""
 
+BY_TIME = {
+  "checkpoint.every": 1000,
+  "checkpoint.minutes": 1e-9,
+  "checkpoint.keep": 100,
+}
+"""Every step is saved, if the first process' clock says so to all."""
+
 PROCESS = """
 import sys
+import types
 import jax
 
-jax.config.update("jax_num_cpu_devices", 4 // int(sys.argv[1]))
+jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 from dollar_jax import cli
+from dollar_jax.train import save_times
 
+if sys.argv[-1] == "--process_id=1":  # its clock stands still
+  save_times.time = types.SimpleNamespace(monotonic=lambda: 0.0)
 sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-def start(runs, count, command):
-  """Starts a command in `count` processes."""
+def start(runs, count, command, devices=4):
+  """Starts a command in `count` processes that share some devices."""
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
   command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
   return [
-    runs.start("-c", PROCESS, str(count), *command, f"--process_id={i}")
+    runs.start(
+      "-c", PROCESS, str(devices // count), *command, f"--process_id={i}"
+    )
     for i in range(count)
   ]
 
 
-def train(runs, count, command):
-  """Runs a command in `count` processes."""
-  for process in start(runs, count, command):
+def train(runs, count, command, devices=4):
+  """Runs a command in `count` processes that share some devices."""
+  for process in start(runs, count, command, devices):
     _, err = process.communicate()
     assert process.returncode == 0, err
 
@@ -85,3 +98,22 @@ def test_a_process_that_lost_the_other_ends_and_says_so(runs):
   last = err.splitlines()[-1]
   assert last.startswith("dollar train: error: process 0 of 2 lost another")
   assert last.endswith("start the same command again in every process")
+
+
+@pytest.mark.slow  # five programs one after another
+def test_eight_devices_are_eight_whoever_has_them(runs, assert_same_run):
+  """Saved by time, and handed on from two processes to one and back."""
+  changes = {"mesh.fsdp": 2, "data.batch_size": 8, **BY_TIME}
+  two, one = runs.fresh(), runs.fresh()
+  train(runs, 2, runs.command("teacher", two, **changes), devices=8)
+  train(runs, 1, runs.command("teacher", one, **changes), devices=8)
+  assert_same_run(two, one)
+  for count, workdir in ((1, two), (2, one)):
+    shutil.rmtree(workdir / "model")
+    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert sorted(saved) == list(range(1, STEPS + 1))
+    for step in range(EARLY + 1, STEPS + 1):
+      shutil.rmtree(workdir / "checkpoints" / str(step))
+    command = runs.command("teacher", workdir, **changes)
+    train(runs, count, command, devices=8)
+    assert_same_run(two, one)
