@@ -6,8 +6,9 @@ can run several programs), and `main(flags) -> None`. Whatever a user can get
 wrong ends as one line on stderr; any other exception keeps its traceback,
 because then the fault is ours.
 
-Exit codes: 0 done, 1 the program could not do it, 2 wrong usage, 130 stopped by
-Ctrl-C, 141 the reader of stdout went away, 143 stopped by SIGTERM, all saved.
+Exit codes: 0 done, 1 the program could not do it, 2 wrong usage, 75 another
+process of the run was lost or did not come (try again), 130 stopped by Ctrl-C,
+141 the reader of stdout went away, 143 stopped by SIGTERM, all saved.
 """
 
 import ast
@@ -99,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except UsageError as error:
     return _report(command, str(error), error.__cause__, 2)
   except ProgramError as error:
-    stopped = isinstance(error.__cause__, InterruptedError)
-    text, code = _sentence(error.__cause__), 143 if stopped else 1
-    return _report(command, text, error.__cause__, code)
+    cause = error.__cause__
+    code = {InterruptedError: 143, ConnectionError: os.EX_TEMPFAIL}
+    return _report(command, _sentence(cause), cause, code.get(type(cause), 1))
   except BrokenPipeError as error:
     if _stdout_is_gone():
       _flush_stdout()

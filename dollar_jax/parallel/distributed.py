@@ -59,9 +59,10 @@ def joined(
     if isinstance(error, InterruptedError):  # all stop after the same step
       shut_down()
       raise
-    ending.leave_at_once(130 if isinstance(error, KeyboardInterrupt) else 1)
     if isinstance(error, OSError) or not _LOST.search(str(error)):
+      ending.leave_at_once(130 if isinstance(error, KeyboardInterrupt) else 1)
       raise
+    ending.leave_at_once(os.EX_TEMPFAIL)
     time.sleep(1)  # so that what JAX's threads still print comes before
     why = str(error).strip().splitlines()[0]
     raise ConnectionError(f"{_who()} lost another: {why}; {_AGAIN}") from error
@@ -79,7 +80,7 @@ def start(
   """Joins this process to the others of its run; alone, does nothing.
 
   Call it before anything touches a device. Until `shut_down` the loss of
-  another process ends this one by exit code 1 and a last line on stderr: at
+  another process ends this one by exit code 75 and a last line on stderr: at
   once if that was process 0, else within `heartbeat_seconds`.
 
   Args:
@@ -95,7 +96,7 @@ def start(
   Raises:
     ValueError: the three arguments are incomplete or out of range.
     ConnectionError: the processes did not come together; it names what was
-      tried. This process cannot try again, and its exit code will be 1. (What
+      tried. This process cannot try again, and its exit code will be 75. (What
       JAX's runtime does not refuse but abort, such as the same process twice,
       ends at once, by the same sentence and exit code.)
   """
@@ -167,7 +168,7 @@ def _initialize(failure: str, seconds: int, **arguments) -> None:
     ending.leave_at_once(130)
     raise
   if thread.is_alive() or refusal:
-    ending.leave_at_once(1)
+    ending.leave_at_once(os.EX_TEMPFAIL)
     why = refusal[0] if refusal else _who_is_missing(arguments)
     raise ConnectionError(f"{failure}: {why}")
 

@@ -24,7 +24,7 @@ _before: int | None = None
 
 
 def on_abort(sentence: str) -> None:
-  """Makes an abort of this process end with a line of ours and exit code 1.
+  """Makes an abort of this process end with a line of ours, exit code 75.
 
   Python's own handlers would come too late: they run in the main thread, once
   the one that aborts the process has returned, which it never does.
@@ -39,7 +39,7 @@ def on_abort(sentence: str) -> None:
     del number
     with contextlib.suppress(OSError):
       os.write(2, line)
-    os._exit(1)
+    os._exit(os.EX_TEMPFAIL)
 
   handler = _Handler(speak)
   before = _set_handler(ctypes.cast(handler, ctypes.c_void_p).value)

@@ -97,7 +97,7 @@ def test_a_process_that_stays_alone_says_what_it_tried(start, index, reason):
   process = start(ALONE, index)
   out, err = process.communicate(timeout=60)
   # one that gave up cannot go on as if nothing was
-  assert process.returncode == 1
+  assert process.returncode == 75
   assert out.count("\n") == 1
   assert "could not start through coordinator 127.0.0.1:" in out
   assert f"(process {index} of 2) within 1 s: {reason}" in out
@@ -114,7 +114,7 @@ def test_a_process_that_lost_another_says_so_and_ends(start, victim, together):
   survivor = processes[1 - victim]
   _, err = survivor.communicate(timeout=30)
   last = err.splitlines()[-1]
-  assert survivor.returncode == 1, err
+  assert survivor.returncode == 75, err
   assert last.startswith(f"dollar train: error: process {1 - victim} of 2 lost")
   assert last.endswith("start the same command again in every process")
 
@@ -123,7 +123,7 @@ def test_a_process_that_fails_does_not_wait_for_the_other(start):
   processes = [start(TOGETHER, index, "own fault") for index in range(2)]
   errors = [process.communicate(timeout=30)[1] for process in processes]
   last = [err.splitlines()[-1] for err in errors]
-  assert [process.returncode for process in processes] == [1, 1]
+  assert [process.returncode for process in processes] == [75, 1]
   assert last[0].startswith("dollar train: error: process 0 of 2 lost another")
   assert last[1] == "dollar train: error: a fault of its own"
 

@@ -94,7 +94,7 @@ def test_a_process_that_lost_the_other_ends_and_says_so(runs):
     for process in processes:
       process.kill()
       process.communicate()
-  assert survivor.returncode == 1, err
+  assert survivor.returncode == 75, err
   last = err.splitlines()[-1]
   assert last.startswith("dollar train: error: process 0 of 2 lost another")
   assert last.endswith("start the same command again in every process")
