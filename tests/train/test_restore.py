@@ -57,6 +57,7 @@ def train(runs, workdir, mesh):
   return json.loads(out.splitlines()[-1])
 
 
+@pytest.mark.slow  # two programs on eight devices
 def test_another_mesh_goes_on_and_no_step_is_compiled_twice(runs):
   whole, moved = runs.fresh(), runs.fresh()
   compiled = train(runs, whole, MESHES[0])
