@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
@@ -28,7 +27,6 @@ from dollar_jax.parallel.mesh import check_batch, make_mesh, process_rows
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import (
-  DataConfig,
   TrainConfig,
   from_config_dict,
   to_dict,
@@ -82,7 +80,7 @@ def train(
   source = datasets.open_data(config.data, base.codec, base.text_encoder, data)
   if processes.is_first():
     processes.wait_for_all("data")
-  base = _sized_as_data(base, source[0], config.data)
+  base = _sized_as_data(base, source[0], config.data.source)
   size, seed = config.data.batch_size, config.seed
   batches = Batches(make_batches(source, size, seed, rows), rows, mesh)
   choice = attention_choice(base, mesh)
@@ -223,14 +221,13 @@ def _check_model(model: WanConfig, base: Pipeline) -> None:
 
 
 def _sized_as_data(
-  base: Pipeline, example: dict[str, Any], data: DataConfig
+  base: Pipeline, example: dict[str, Any], source: str
 ) -> Pipeline:
   """The model that makes videos of the size in a data set.
 
   Raises:
     ValueError: if that set was made with another codec or text encoder.
   """
-  source = data.source
   shape, text = example["latents"].shape, example["text"].shape
   channels = base.recipe.latent_shape[-1]
   if len(shape) != 4 or shape[-1] != channels:
@@ -243,15 +240,6 @@ def _sized_as_data(
     raise ValueError(
       f"text in data set {source} has shape {text}, but the model takes "
       f"{need}; prepare the data with this model"
-    )
-  planned = latent_shape(base, data.clip)
-  if data.clip and shape != planned:
-    logging.warning(
-      "data set %s has latents %s; those of config.data.clip, which a plan is "
-      "made for, would be %s",
-      source,
-      shape,
-      planned,
     )
   return dataclasses.replace(base, recipe=base.recipe.of_size(shape))
 

@@ -120,7 +120,7 @@ def test_more_saves_and_a_calendar_that_is_set_back_change_no_bit(
   monkeypatch.setattr(checkpoint_manager, "datetime", fake)
   often = {"checkpoint__every": 5, "checkpoint__minutes": 1e-9}
   assert dollar(runs.command(kind, workdir, **often))[0] == 0
-  assert _Calendar.days > STEPS
+  assert _Calendar.days >= STEPS
   assert next(ticks) > STEPS
   # every step was saved, and the newest are kept, whatever their date
   saved = sorted(int(p.name) for p in workdir.glob("checkpoints/*[0-9]"))
