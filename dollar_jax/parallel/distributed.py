@@ -59,7 +59,7 @@ def joined(
     if isinstance(error, InterruptedError):  # all stop after the same step
       shut_down()
       raise
-    if isinstance(error, OSError) or not _LOST.search(str(error)):
+    if isinstance(error, ConnectionError) or not _LOST.search(str(error)):
       ending.leave_at_once(130 if isinstance(error, KeyboardInterrupt) else 1)
       raise
     ending.leave_at_once(os.EX_TEMPFAIL)
