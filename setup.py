@@ -55,6 +55,9 @@ PARITY = [
 
 LINT = ["import-linter>=2.5,<3", "ruff>=0.14,<0.18"]
 
+# XLA's compiler for TPUs, which needs none; there is no build for other hosts.
+AOT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+
 EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda12]"],
@@ -64,6 +67,7 @@ EXTRAS = {
   "test": [
     *LINT,
     *PARITY,
+    *AOT,
     "dockerfile-parse>=2,<3",
     "hypothesis>=6.130,<7",
     "kubernetes-validate>=1.34,<2",

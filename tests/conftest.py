@@ -10,6 +10,7 @@ because splitting the CPU in this process would slow every other test down.
 import importlib.util
 import os
 import pathlib
+import platform
 import sys
 from collections.abc import Iterator
 
@@ -65,7 +66,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
       pytest.skip(f"{reason}: Python 3.11 runs the parity tests")
 
   if item.get_closest_marker("tpu_aot") and not _is_installed("libtpu"):
-    pytest.skip("libtpu not installed: pip install -e '.[tpu]'")
+    if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+      pytest.fail("libtpu not installed: run launch/test.sh", pytrace=False)
+    pytest.skip("there is no libtpu for this machine")
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@
 The teacher, CogVideoX-5b of the Hugging Face cache, is the nearest public kin
 of the paper's (v-prediction, zero terminal signal, 50 DDIM steps); another is
 --config.teacher=FOLDER, of CogVideoX-2b or CogVideoX1.5-5B too. DIR holds
-prepared latents, of clips of the paper's size unless --config.data.clip says
-otherwise. After the colon stands, for more than one device, the machine: v5e
-(16x16 chips), v5p (4x4x4) or h100 (8 hosts of 8), see docs/plans.md.
+prepared latents, which say how large the clips are. After the colon stands, for
+more than one device, the machine: v5e (16x16 chips), v5p (4x4x4) or h100 (8
+hosts of 8), see docs/plans.md.
 
 Guidance 6, score times without a shift and 10,000 updates are those of FastGen
 for the 5B, the learning rate is its for VSD: a starting point and not a result
@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from dollar_jax.train.config import complete
 
-MACHINES = {
-  "": {"batch_size": 64},
-  "v5e": {"batch_size": 256, "fsdp": 32, "context": 4, "accumulate": 4},
-  "v5p": {"batch_size": 256, "fsdp": 16, "context": 1, "accumulate": 4},
-  "h100": {"batch_size": 256, "fsdp": 8, "context": 1, "accumulate": 4},
+MACHINES = {  # mesh, batch size, microbatches
+  "": ({}, 64, 1),
+  "v5e": ({"fsdp": 32, "context": 4}, 256, 4),
+  "v5p": ({"fsdp": 16}, 256, 4),
+  "h100": ({"fsdp": 8}, 256, 4),
 }
 """A group of `context` devices shares each video. The batch is four videos a
 group, as many as the student's steps, so that no device waits in rollouts."""
@@ -39,13 +39,13 @@ def get_config(machine: str = "") -> ConfigDict:
     raise ValueError(
       f"machine {machine!r} is unknown; use one of {sorted(MACHINES)}"
     )
-  strategy = MACHINES[machine]
+  mesh, batch_size, accumulate = MACHINES[machine]
   optimizer = {
     "learning_rate": 1e-5,
     "warmup_steps": 100,
     "weight_decay": 0.01,
     "clip_norm": 10.0,
-    "accumulate": strategy.get("accumulate", 1),
+    "accumulate": accumulate,
   }
   return complete(
     {
@@ -55,10 +55,10 @@ def get_config(machine: str = "") -> ConfigDict:
       "dtype": "bfloat16",
       "frozen_dtype": "bfloat16",
       "remat": "full",
-      "mesh": {k: strategy[k] for k in ("fsdp", "context") if k in strategy},
+      "mesh": mesh,
       "data": {
         "source": "data/cogvideox",
-        "batch_size": strategy["batch_size"],
+        "batch_size": batch_size,
         "clip": (128, 192, 320),
       },
       "optimizer": optimizer | {"ema": 0.98},

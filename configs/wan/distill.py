@@ -44,11 +44,11 @@ SIZES = {
   },
 }
 
-MACHINES = {
-  "": {"batch_size": 64},
-  "v5e": {"batch_size": 256, "fsdp": 16, "context": 4, "accumulate": 4},
-  "v5p": {"batch_size": 64, "fsdp": 16, "context": 4, "accumulate": 4},
-  "h100": {"batch_size": 64, "fsdp": 16, "context": 4, "accumulate": 4},
+MACHINES = {  # mesh, batch size, microbatches
+  "": ({}, 64, 1),
+  "v5e": ({"fsdp": 16, "context": 4}, 256, 4),
+  "v5p": ({"fsdp": 16, "context": 4}, 64, 4),
+  "h100": ({"fsdp": 16, "context": 4}, 64, 4),
 }
 """A group of `context` devices shares each video. The batch is four videos a
 group, as many as the student's steps, so that no device waits in rollouts."""
@@ -64,8 +64,7 @@ def get_config(choice: str = "t2v_1_3b") -> ConfigDict:
   for name, known in ((size, SIZES), (machine, MACHINES)):
     if name not in known:
       raise ValueError(f"{name!r} is unknown; use one of {sorted(known)}")
-  choice, strategy = SIZES[size], MACHINES[machine]
-  accumulate = strategy.get("accumulate", 1)
+  choice, (mesh, batch_size, accumulate) = SIZES[size], MACHINES[machine]
   student_rate, score_rate = choice["learning_rates"]
   return complete(
     {
@@ -75,10 +74,10 @@ def get_config(choice: str = "t2v_1_3b") -> ConfigDict:
       "dtype": "bfloat16",
       "frozen_dtype": "bfloat16",
       "remat": "full",
-      "mesh": {k: strategy[k] for k in ("fsdp", "context") if k in strategy},
+      "mesh": mesh,
       "data": {
         "source": "data/wan",
-        "batch_size": strategy["batch_size"],
+        "batch_size": batch_size,
         "clip": choice.get("clip", (81, 480, 832)),
       },
       "optimizer": {

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dollar_jax.diffusion.process import FlowProcess, make_process
@@ -25,7 +24,7 @@ from dollar_jax.models.cogvideox_vae import CogVideoXVAEConfig
 from dollar_jax.models.denoiser import EXPERTS, Denoiser
 from dollar_jax.models.video_vae import NETWORKS, VideoVAE
 from dollar_jax.models.wan_vae import WanVAEConfig
-from dollar_jax.typing import Array, Params
+from dollar_jax.typing import Params, PyTree
 
 _EXPERTS_SUFFIX = ", each expert"
 _BOUNDARIES = {"Wan2.2-T2V-A14B": 0.875, "Wan2.2-I2V-A14B": 0.9}
@@ -125,15 +124,12 @@ def _of_published(name: str, key: str, options: dict[str, Any]) -> Pipeline:
 
 def _parameters(denoiser: Denoiser) -> Params:
   """Shapes of float32 parameters, as training keeps them."""
-  shapes = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
-    template(denoiser.module),
-  )
+  shapes = _shapes(template(denoiser.module))
   return shapes if denoiser.boundary is None else dict.fromkeys(EXPERTS, shapes)
 
 
-def _shapes(codec: Any) -> Any:
-  def shape(leaf: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(leaf), np.float32)
-
-  return jax.tree.map(shape, codec)
+def _shapes(tree: PyTree) -> PyTree:
+  """Shapes of the leaves, as float32."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), tree
+  )

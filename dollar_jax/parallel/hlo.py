@@ -22,7 +22,6 @@ KINDS = (
 _ANY_CHANNEL = "1"
 """The channel of collectives that XLA has merged, or that JAX wrote."""
 
-_BITS = {"pred": 8}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{")
 _INSTRUCTION = re.compile(
   r"^\s+(?:ROOT )?%?([\w.-]+) = (\(.*?\)|[^ ]+) ([\w-]+)\((.*)$"
@@ -44,7 +43,6 @@ class Collective:
     bytes: of one run, on a device.
     runs: how often it runs in one call of the program.
     group: devices that take part.
-    source: where it comes from, as JAX names it.
     gather: whether it is a gather, whatever XLA has made of it.
   """
 
@@ -52,7 +50,6 @@ class Collective:
   bytes: int
   runs: int
   group: int
-  source: str
   gather: bool = False
 
 
@@ -197,15 +194,12 @@ def _collective(
     )
     size = size - given if kind != "collective-permute" else given
   group = _group(instruction.rest)
-  source = re.search(r'op_name="([^"]*)"', instruction.rest)
   gather = kind == "all-gather"
   if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"  # as XLA writes it for TPUs
   elif kind == "reduce-scatter":
     size *= group
-  return Collective(
-    kind, size, times, group, source[1] if source else "", gather
-  )
+  return Collective(kind, size, times, group, gather)
 
 
 def _operands(instruction: _Instruction) -> list[str]:
@@ -253,11 +247,7 @@ def _bytes(shape: str) -> int:
   """Bytes of an array, or of all in a tuple, as HLO writes their shapes."""
   size = 0
   for kind, dims in _ARRAY.findall(shape):
-    bits = _BITS.get(kind)
-    if bits is None:
-      digits = re.search(r"\d+", kind)
-      if digits is None:
-        continue
-      bits = int(digits[0])
+    digits = re.search(r"\d+", "8" if kind == "pred" else kind)
+    bits = int(digits[0]) if digits else 0  # a token is nothing
     size += math.prod(int(d) for d in dims.split(",") if d) * bits // 8
   return size

@@ -63,7 +63,7 @@ def _row(name: str, one: dict[str, Any]) -> str:
   peak = one["peak_bytes"]
   cells = [
     name,
-    _gib(peak) if peak is not None else f"over: {_gib(one['needs_bytes'])}",
+    _gib(peak) if peak is not None else f"over: {_gib(one['wanted_bytes'])}",
     _gib(one["temporary_bytes"]),
     f"{one['flops'] / 1e12:,.2f}",
     _number(one["flops_ratio"]),

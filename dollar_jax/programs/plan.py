@@ -117,7 +117,7 @@ class Planner:
   def plan(
     self, config: TrainConfig, programs: list[str] | None = None
   ) -> dict[str, Any]:
-    """The plan as it is written; see README for its entries.
+    """The plan as it is written; see docs/plans.md for its entries.
 
     Args:
       config: the run.
@@ -145,9 +145,8 @@ class Planner:
     for name in bar:
       bar.set_postfix_str(name)
       measured = self._measured(config, name, outline, mesh)
-      rows[name] = planning.row(
-        measured, expected.get(name), self._machine.chip.peak_flops
-      )
+      peak_flops, limit = self._machine.chip.peak_flops, self._machine.memory
+      rows[name] = planning.row(measured, expected.get(name), peak_flops, limit)
     bar.close()
     return self._summary(config, outline, mesh, rows)
 
@@ -194,7 +193,9 @@ class Planner:
       jax.__version__,
       _compiler(self._machine),
       _source_digest(),
-      str(jax.tree.map(lambda leaf: leaf.shape, outline.base.params)),
+      self._machine.memory,
+      # a folder may hold another model by now
+      str((outline.base.params, outline.base.codec)),
     ]
     digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     file = user_cache("plans") / f"{digest[:32]}.json"
@@ -219,15 +220,7 @@ class Planner:
     mesh: Mesh,
     rows: dict[str, dict[str, Any]],
   ) -> dict[str, Any]:
-    limit = self._machine.memory
-    for row in rows.values():
-      peak = row["peak_bytes"] or row["needs_bytes"]
-      over = row["peak_bytes"] is None or (limit and peak > limit)
-      row["fits"] = not over
-    largest = max(
-      rows, key=lambda n: rows[n]["peak_bytes"] or rows[n]["needs_bytes"]
-    )
-    peak = rows[largest]["peak_bytes"] or rows[largest]["needs_bytes"]
+    largest = max(rows, key=lambda name: rows[name]["wanted_bytes"])
     return {
       "topology": self._machine.name,
       "devices": len(self._devices),
@@ -237,9 +230,9 @@ class Planner:
       "latent_shape": list(outline.base.recipe.latent_shape),
       "batch_size": config.data.batch_size,
       "videos_a_device": config.data.batch_size / batch_shards(mesh),
-      "limit_bytes": int(limit) or None,
+      "limit_bytes": int(self._machine.memory) or None,
       "resident_bytes": planning.resident_bytes(outline.task.resident()),
-      "peak_bytes": peak,
+      "peak_bytes": rows[largest]["wanted_bytes"],
       "largest_program": largest,
       "fits": all(row["fits"] for row in rows.values()),
       "warnings": planning.warnings(config, outline, mesh, rows),

@@ -1,8 +1,9 @@
 """The training loop: cadence, progress, metrics, checkpoints, stopping."""
 
 import contextlib
+import dataclasses
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -62,6 +63,22 @@ class Batches:
     return [texts[row] for row in sorted(texts)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A jitted function of a run, and shapes of what it is called with.
+
+  Leaves of the arguments that stay on the devices are those of the task's
+  `resident` trees, the same objects.
+
+  Attributes:
+    run: the jitted function.
+    args: its arguments, `jax.ShapeDtypeStruct`s with shardings.
+  """
+
+  run: Callable[..., Any]
+  args: tuple[PyTree, ...]
+
+
 class Task(Protocol):
   """One kind of training: a teacher, or a student with its critics."""
 
@@ -81,6 +98,12 @@ class Task(Protocol):
 
   def from_saved(self, saved: PyTree) -> PyTree:
     """Inverse of `to_saved`."""
+
+  def programs(self, batch: PyTree) -> dict[str, Program]:
+    """What the run compiles, by name, for a batch of placed shapes."""
+
+  def resident(self) -> dict[str, PyTree]:
+    """Placed shapes of what stays on the devices, by name."""
 
   def close(self) -> None:
     """Ends what runs in the background."""

@@ -11,7 +11,7 @@ from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.parallel.mesh import check_batch
 from dollar_jax.parallel.rules import by_batch
 from dollar_jax.train.config import TrainConfig
-from dollar_jax.train.runs import latent_shape, make_task, open_base
+from dollar_jax.train.runs import make_task, open_base
 from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import PyTree
 
@@ -46,8 +46,10 @@ def outline_run(config: TrainConfig, mesh: Mesh) -> Outline:
   if config.task == "distill" and config.distill.reward_weight:
     check_batch(config.reward.batch_size, mesh)
   base = open_base(config, lambda name, scan, host: outline(name, scan=scan))
-  shape = latent_shape(base, config.data.clip)
-  base = dataclasses.replace(base, recipe=base.recipe.of_size(shape))
+  if clip := config.data.clip:
+    recipe = base.recipe.of_size(base.codec.latent_shape(*clip))
+    base = dataclasses.replace(base, recipe=recipe)
+  shape = base.recipe.latent_shape
   task, _ = make_task(config, base, mesh)
   text = base.null_prompt["null_text"].shape
 

@@ -19,10 +19,11 @@ from dollar_jax.parallel.flops import matmul_flops
 from dollar_jax.parallel.mesh import batch_shards
 from dollar_jax.train import cost
 from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.loop import Program
 from dollar_jax.train.outline import Outline
 from dollar_jax.train.runs import attention_choice
 from dollar_jax.train.state import NetworkState
-from dollar_jax.train.tasks import DistillTask, Program
+from dollar_jax.train.tasks import DistillTask
 from dollar_jax.train.traffic import network_traffic, step_traffic
 from dollar_jax.typing import PyTree
 
@@ -223,23 +224,33 @@ def _made_again(net: cost.Cost, remat: str, choice: Choice) -> float:
 
 
 def row(
-  measured: Measured, expected: Expected | None, peak_flops: float
+  measured: Measured,
+  expected: Expected | None,
+  peak_flops: float,
+  limit: float,
 ) -> dict[str, Any]:
-  """A program as the plan has it: what was found beside what was expected."""
+  """A program as the plan has it: what was found beside what was expected.
+
+  Args:
+    measured: what was found.
+    expected: what was counted by hand, if anybody has.
+    peak_flops: FLOP/s of a device at its peak; 0 is not known.
+    limit: bytes of a device; 0 is not known.
+  """
   expected = expected or Expected(None, 1.0, None)
   bytes_ = sum(kind["bytes"] for kind in measured.collectives.values())
-  by_hand = expected.collectives
+  by_hand = sum((expected.collectives or {}).values())
+  peak = measured.peak_bytes
   found = dataclasses.asdict(measured)
   return found | {
+    "fits": peak is not None and (not limit or peak <= limit),
+    "wanted_bytes": measured.needs_bytes if peak is None else peak,
     "ideal_flops": expected.flops,
     "flops_ratio": expected.flops and measured.flops / expected.flops,
     "stated_factor": expected.factor,
     "collective_bytes": bytes_,
-    "collectives_by_hand": by_hand,
-    "collective_bytes_by_hand": by_hand and sum(by_hand.values()),
-    "collective_ratio": bytes_ / sum(by_hand.values())
-    if by_hand and sum(by_hand.values())
-    else None,
+    "collectives_by_hand": expected.collectives,
+    "collective_ratio": bytes_ / by_hand if by_hand else None,
     "lower_bound_seconds": measured.flops / peak_flops if peak_flops else None,
   }
 

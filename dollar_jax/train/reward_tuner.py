@@ -1,7 +1,6 @@
 """The latent reward model beside the student: labels, replay, refreshes."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from dollar_jax.train.labels import (
   Labeller,
   spearman,
 )
-from dollar_jax.train.loop import Batches, named_key
+from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.replay import LabelBuffer
 from dollar_jax.train.reward_step import make_reward_step
@@ -152,8 +151,8 @@ class RewardTuner:
 
   def programs(
     self, sampler: Params, batch: PyTree, key: Any
-  ) -> dict[str, tuple[Callable[..., Any], tuple]]:
-    """What a run compiles for the reward: functions, shapes of arguments.
+  ) -> dict[str, Program]:
+    """What a run compiles for the reward, by name.
 
     Args:
       sampler: shapes of what the student samples with.
@@ -174,9 +173,9 @@ class RewardTuner:
     }
     x0 = rules.placed(batch["latents"], self._by_batch, np.float32)
     return {
-      "sampler": (self._draw, (sampler, batch, key)),
-      "decode": (self._decode, (self.codec, x0)),
-      "reward": (self._step, (self.shapes, {}, labelled, key)),
+      "sampler": Program(self._draw, (sampler, batch, key)),
+      "decode": Program(self._decode, (self.codec, x0)),
+      "reward": Program(self._step, (self.shapes, {}, labelled, key)),
     }
 
   def warm_up(

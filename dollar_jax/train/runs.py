@@ -26,11 +26,7 @@ from dollar_jax.parallel import processes
 from dollar_jax.parallel.mesh import check_batch, make_mesh, process_rows
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
-from dollar_jax.train.config import (
-  TrainConfig,
-  from_config_dict,
-  to_dict,
-)
+from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
 from dollar_jax.train.loop import CONFIG, Batches, fit
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.student_step import Student
@@ -242,17 +238,6 @@ def _sized_as_data(
       f"{need}; prepare the data with this model"
     )
   return dataclasses.replace(base, recipe=base.recipe.of_size(shape))
-
-
-def latent_shape(base: Pipeline, clip: tuple[int, ...]) -> tuple[int, ...]:
-  """Shape [T, H, W, C] of the latents of clips (frames, height, width).
-
-  Without a size it is that of the model's recipe.
-
-  Raises:
-    ValueError: if the codec cannot code such clips.
-  """
-  return base.codec.latent_shape(*clip) if clip else base.recipe.latent_shape
 
 
 def make_task(

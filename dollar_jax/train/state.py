@@ -1,5 +1,6 @@
 """What one trained network carries from step to step."""
 
+import zlib
 from collections.abc import Callable
 
 import jax
@@ -90,7 +91,10 @@ def gradients(
     return jnp.swapaxes(x, 0, 1)
 
   parts = jax.tree.map(split, batch)
-  keys = jax.random.split(key, accumulate)
+  # what `key` itself splits into may have drawn what the parts are of
+  keys = jax.random.split(
+    jax.random.fold_in(key, zlib.crc32(b"microbatches")), accumulate
+  )
 
   def one(part: PyTree, part_key: Array) -> PyTree:
     (loss, metrics), grads = grad_fn(params, part, part_key)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from dollar_jax.models.lora import adapter_axes, init_adapters
 from dollar_jax.parallel import rules
 from dollar_jax.train import state as states
 from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
-from dollar_jax.train.loop import Batches, named_key
+from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.reward_tuner import RewardState, RewardTuner
 from dollar_jax.train.score_step import make_score_step
@@ -41,22 +40,6 @@ def _structure(config: OptimizerConfig) -> dict[str, Any]:
     "clips": config.clip_norm > 0,
     "averages": config.ema > 0,
   }
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A jitted function of a run, and shapes of what it is called with.
-
-  Leaves of the arguments that stay on the devices are those of the task's
-  `resident` trees, the same objects.
-
-  Attributes:
-    run: the jitted function.
-    args: its arguments, `jax.ShapeDtypeStruct`s with shardings.
-  """
-
-  run: Callable[..., Any]
-  args: tuple[PyTree, ...]
 
 
 def _placed_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
@@ -409,10 +392,7 @@ class DistillTask:
       found["score"] = Program(self.score_step, args)
     if self.tuner is not None:
       sampler = self.student.bind(student.params, frozen)
-      found |= {
-        name: Program(*call)
-        for name, call in self.tuner.programs(sampler, batch, key).items()
-      }
+      found |= self.tuner.programs(sampler, batch, key)
       frozen["latent_reward"] = self.tuner.shapes.params
     args = student, frozen, batch, key
     return {"student": Program(self.student_step, args), **found}

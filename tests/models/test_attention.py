@@ -6,13 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import (
+  AbstractDevice,
+  AbstractMesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from dollar_jax.models import attention as attentions
 from dollar_jax.models import cpu_attention
 from dollar_jax.models.attention import attention, choose
 from dollar_jax.models.cogvideox import CogVideoXConfig
 from dollar_jax.models.wan import WanConfig
+from dollar_jax.parallel.hlo import collectives, total
+from dollar_jax.parallel.mesh import MeshConfig, make_mesh
+from dollar_jax.parallel.topologies import open_devices, parse
 
 attend = jax.jit(attention)
 
@@ -386,3 +394,24 @@ def test_platform_is_the_mesh_s(monkeypatch, platform, kernel):
 def test_explicit_choice_that_cannot_be_is_refused_here():
   with pytest.raises(ValueError, match="runs on TPUs and the devices are cpu"):
     attention(*_inputs(1, 4, 4), kernel="splash")
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize(
+  "context, kind, count",
+  # four arrays are exchanged, and their gradients; a ring of four passes keys
+  # and values on three times, then queries and what belongs to them
+  [("ulysses", "all-to-all", 8), ("ring", "collective-permute", 2 * 3 + 16)],
+)
+def test_attention_is_compiled_for_a_tpu_that_is_not_here(context, kind, count):
+  mesh = make_mesh(MeshConfig(context=4), open_devices(parse("v5e:2x2")))
+  place = NamedSharding(mesh, PartitionSpec(None, "context"))
+  x = jax.ShapeDtypeStruct((1, 1024, 4, 64), jnp.bfloat16, sharding=place)
+
+  def loss(query, key, value):
+    return jnp.sum(attention(query, key, value, context=context) ** 2)
+
+  with jax.set_mesh(mesh):
+    text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile().as_text()
+  assert ("tpu_custom_call" in text) == (context == "ulysses")  # splash
+  assert total(collectives(text))[kind]["count"] == count

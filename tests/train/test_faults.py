@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(runs):
     capture_output=True,
     text=True,
   )
-  if "dollar train" not in done.stderr:
+  if done.returncode == 77 or done.stderr.startswith("unshare:"):
     pytest.skip(f"no folder can be mounted read-only here: {done.stderr}")
   assert done.returncode == 1
   assert done.stderr == (
@@ -144,13 +144,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(runs):
     "system); make it writable, or use another\n"
   )
   assert sorted(workdir.rglob("*")) == before
-
-
-def test_a_folder_that_cannot_be_made_is_one_sentence(runs, refusal):
-  assert refusal(runs.command("teacher", "/proc/run")) == (
-    "workdir /proc/run cannot be written (No such file or directory); make it "
-    "writable, or use another"
-  )
 
 
 @pytest.mark.slow  # fifty starts of a program
