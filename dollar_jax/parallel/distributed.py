@@ -1,6 +1,7 @@
 """Start-up and shut-down of JAX's multi-controller runtime."""
 
 import contextlib
+import errno
 import ipaddress
 import os
 import re
@@ -114,6 +115,8 @@ def start(
     # JAX would listen on every interface.
     if _is_loopback(coordinator):
       arguments["coordinator_bind_address"] = coordinator
+    if process_id == 0:
+      _check_port(coordinator, tried)
   else:
     found = clusters.find_cluster(os.environ)
     if found is None:
@@ -141,6 +144,22 @@ def shut_down() -> None:
   if jax.distributed.is_initialized():
     jax.distributed.shutdown()
     ending.plain_abort()
+
+
+def _check_port(coordinator: str, tried: str) -> None:
+  """Raises ConnectionError if the port is not free, where JAX would crash."""
+  host, _, port = coordinator.rpartition(":")
+  address = host.strip("[]") if _is_loopback(coordinator) else ""
+  try:
+    socket.create_server((address, int(port))).close()
+  except OSError as error:
+    if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+      return  # such as a host without IPv4
+    raise ConnectionError(
+      f"could not start through {tried}: process 0 cannot listen there "
+      f"({os.strerror(error.errno)}); give every process a --coordinator with "
+      "a free port"
+    ) from error
 
 
 def _initialize(failure: str, seconds: int, **arguments) -> None:

@@ -104,6 +104,18 @@ def test_a_process_that_stays_alone_says_what_it_tried(start, index, reason):
   assert "Check failure" not in err
 
 
+def test_a_port_that_is_taken_is_one_sentence():
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(ConnectionError) as refused:
+      distributed.start(address, 2, 0, start_seconds=1)
+  assert str(refused.value) == (
+    f"could not start through coordinator {address} (process 0 of 2): process "
+    "0 cannot listen there (Address already in use); give every process a "
+    "--coordinator with a free port"
+  )
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("together", ["together", "apart"])
 def test_a_process_that_lost_another_says_so_and_ends(start, victim, together):
