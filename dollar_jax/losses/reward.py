@@ -107,15 +107,16 @@ def reward_loss(x0: Array, force: Array) -> Array:
 
 @flax.struct.dataclass
 class RewardStatistics:
-  """Running mean and deviation of true rewards; a pytree of three scalars.
+  """Running mean and deviation of true rewards; a pytree of three arrays.
 
   Chan et al.'s parallel form of Welford's update: no sum of squares, so large
-  offsets do not cancel.
+  offsets do not cancel. Rewards of several kinds, values [B, M], each have
+  their own.
 
   Attributes:
-    count: float32, values seen.
-    mean: float32, their mean.
-    m2: float32, their summed squared distance from it.
+    count: float32 [...], values seen.
+    mean: float32 [...], their mean.
+    m2: float32 [...], their summed squared distance from it.
   """
 
   count: Array
@@ -123,10 +124,10 @@ class RewardStatistics:
   m2: Array
 
   @classmethod
-  def create(cls) -> "RewardStatistics":
-    """Statistics of nothing yet."""
+  def create(cls, shape: tuple[int, ...] = ()) -> "RewardStatistics":
+    """Statistics of nothing yet, for values [B, *shape]."""
     # three arrays, not one thrice: a donated buffer may appear only once
-    return cls(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+    return cls(*(jnp.zeros(shape, jnp.float32) for _ in range(3)))
 
   @property
   def std(self) -> Array:
@@ -142,21 +143,23 @@ class RewardStatistics:
   def update(
     self, values: Array, valid: Array | None = None
   ) -> "RewardStatistics":
-    """Adds [B] values; skips what is not `valid` and what is not finite."""
-    chex.assert_rank(values, 1)
+    """Adds values [B, ...]; skips what is not finite, or not `valid` [B]."""
+    chex.assert_shape(values, (None, *self.mean.shape))
     values = jnp.asarray(values, jnp.float32)
     use = jnp.isfinite(values)
     if valid is not None:
-      chex.assert_equal_shape([values, valid])
-      use = use & valid
-    added = jnp.sum(use, dtype=jnp.float32)
+      chex.assert_shape(valid, values.shape[:1])
+      use = use & valid.reshape(-1, *[1] * self.mean.ndim)
+    added = jnp.sum(use, axis=0, dtype=jnp.float32)
     some = jnp.maximum(added, 1.0)
     # distances from a value near the data keep the digits a plain sum loses
-    origin = jnp.where(self.count > 0, self.mean, values[jnp.argmax(use)])
+    first = jnp.argmax(use, axis=0, keepdims=True)
+    origin = jnp.take_along_axis(values, first, axis=0)[0]
+    origin = jnp.where(self.count > 0, self.mean, origin)
     origin = jnp.where(added > 0, origin, self.mean)
     distance = jnp.where(use, values - origin, 0.0)
-    offset = jnp.sum(distance) / some
-    spread = jnp.sum(jnp.where(use, distance - offset, 0.0) ** 2)
+    offset = jnp.sum(distance, axis=0) / some
+    spread = jnp.sum(jnp.where(use, distance - offset, 0.0) ** 2, axis=0)
     delta = origin + offset - self.mean
     count = self.count + added
     share = added / jnp.maximum(count, 1.0)
@@ -167,5 +170,20 @@ class RewardStatistics:
     )
 
   def normalise(self, values: Array) -> Array:
-    """Values in standard deviations from the mean; NaN stays NaN."""
+    """Values [B, ...] in standard deviations from the mean; NaN stays NaN."""
     return (values - self.mean) / self.std
+
+
+def weighted_sum(normalised: Array, weights: Array) -> Array:
+  """One reward of several: their mean by weight, in standard deviations.
+
+  A weight below 0 turns a reward round; a single reward stays as it is.
+
+  Args:
+    normalised: float32 [B, M], each in its own standard deviations.
+    weights: float32 [M].
+
+  Returns:
+    float32 [B].
+  """
+  return normalised @ weights / jnp.sum(jnp.abs(weights))

@@ -11,9 +11,13 @@ position comes before the convolutions: on digits and JPEG size it halves the
 samples needed. Activations are smooth and nothing is normalised along the
 way, because the gradient with respect to the latent is what the student is
 trained with, and a norm would make it explode where the latent is flat.
+
+Several such networks make an ensemble. Far from what they were fitted to they
+disagree, which tells how far the student has been led astray.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -36,6 +40,9 @@ class LatentRewardConfig:
     width: channels of every layer.
     depth: number of convolutional blocks.
     text_conditioned: whether the reward depends on the prompt.
+    members: networks in the ensemble, each with its own beginning.
+    caution: deviations of the members that are taken off their mean: where
+      they disagree, nothing is known that is worth climbing.
     dtype: compute type, "float32" or "bfloat16"; parameters, pooling, head
       and result are float32.
   """
@@ -44,6 +51,8 @@ class LatentRewardConfig:
   width: int = 64
   depth: int = 2
   text_conditioned: bool = False
+  members: int = 1
+  caution: float = 0.0
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -52,11 +61,12 @@ class LatentRewardConfig:
         f"kind of the latent reward model is {self.kind!r}; it must be one of "
         f"{', '.join(KINDS)}"
       )
-    for name in ("width", "depth"):
-      if getattr(self, name) < 1:
+    least = {"width": 1, "depth": 1, "members": 1, "caution": 0}
+    for name, limit in least.items():
+      if not limit <= getattr(self, name) < math.inf:
         raise ValueError(
           f"{name} of the latent reward model is {getattr(self, name)}; it "
-          "must be at least 1"
+          f"must be at least {limit}"
         )
 
 
@@ -73,14 +83,13 @@ class LatentReward(nn.Module):
 
   config: LatentRewardConfig = LatentRewardConfig()
 
-  @nn.compact
   def __call__(
     self,
     x0: Array,
     text: Array | None = None,
     text_mask: Array | None = None,
   ) -> Array:
-    """Predicts the rewards.
+    """Predicts the rewards, cautiously.
 
     Args:
       x0: float32 [B, T, H, W, C].
@@ -88,11 +97,43 @@ class LatentReward(nn.Module):
       text_mask: bool [B, S], True where a token counts; None: everywhere.
 
     Returns:
-      float32 [B], in the unit of the values it is fitted to.
+      float32 [B], in the unit of the values it is fitted to: the members'
+      mean less `caution` of their deviations.
 
     Raises:
       ValueError: if x0 has not five axes, or the text it needs is not given.
     """
+    found = self.members(x0, text, text_mask)
+    mean = jnp.mean(found, axis=0)
+    if not self.config.caution or self.config.members == 1:
+      return mean
+    # not `std`, whose gradient is not finite where all agree
+    variance = jnp.mean((found - mean) ** 2, axis=0)
+    return mean - self.config.caution * jnp.sqrt(variance + 1e-12)
+
+  @nn.compact
+  def members(
+    self,
+    x0: Array,
+    text: Array | None = None,
+    text_mask: Array | None = None,
+  ) -> Array:
+    """What each of M members predicts, float32 [M, B]; see `__call__`."""
+    names = [f"member_{i}" for i in range(self.config.members)]
+    return jnp.stack(
+      [_Member(self.config, name=name)(x0, text, text_mask) for name in names]
+    )
+
+
+class _Member(nn.Module):
+  """One network of the ensemble."""
+
+  config: LatentRewardConfig
+
+  @nn.compact
+  def __call__(
+    self, x0: Array, text: Array | None, text_mask: Array | None
+  ) -> Array:
     config = self.config
     if x0.ndim != 5:
       raise ValueError(

@@ -21,7 +21,8 @@ from dollar_jax.evaluation import intervals
 from dollar_jax.evaluation.judges import ClipJudge
 from dollar_jax.evaluation.scorecard import evaluate_clips
 from dollar_jax.interop.folders import write_json
-from dollar_jax.rewards.base import get_reward, score
+from dollar_jax.rewards.base import get_reward
+from dollar_jax.rewards.scoring import score
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(

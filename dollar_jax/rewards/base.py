@@ -1,4 +1,4 @@
-"""Rewards: any function of a clip, by name, and scoring that survives them.
+"""Rewards: any function of a clip, by name.
 
 A reward takes `frames` uint8 [B, F, H, W, 3] and `prompts`, a list of B
 strings, and returns B numbers; higher is better. It may be any Python: a
@@ -71,21 +71,6 @@ class Reward:
       drawn = np.linspace(0, frames.shape[1] - 1, self.num_frames)
       frames = frames[:, np.round(drawn).astype(int)]
     return self.fn(frames, prompts)
-
-
-@dataclasses.dataclass(frozen=True)
-class Failures:
-  """What went wrong in one call of a reward.
-
-  Attributes:
-    count: samples without a value.
-    total: samples asked for, B.
-    reason: why, or None if nothing failed.
-  """
-
-  count: int
-  total: int
-  reason: str | None = None
 
 
 def register(
@@ -180,63 +165,6 @@ def _from_module(name: str) -> Reward:
   if isinstance(fn, Reward):
     return fn
   return Reward(name, fn, kind="video", uses_text=True)
-
-
-def score(
-  reward: Reward, frames: np.ndarray, prompts: list[str]
-) -> tuple[np.ndarray, Failures]:
-  """Scores clips; a reward that fails costs its labels, never the run.
-
-  Args:
-    reward: what to score with.
-    frames: uint8 [B, F, H, W, 3].
-    prompts: B strings.
-
-  Returns:
-    float32 [B], NaN where there is no value (all of them if the reward raised
-    or returned another shape, those that were not finite otherwise), and what
-    failed.
-
-  Raises:
-    ValueError: if frames or prompts are wrong; that is the caller's mistake.
-  """
-  check_frames(frames)
-  total = len(frames)
-  if len(prompts) != total:
-    raise ValueError(
-      f"{total} clips came with {len(prompts)} prompts; give one for each"
-    )
-  nothing = np.full(total, np.nan, np.float32)
-  try:
-    raw = reward(frames, list(prompts))
-    with np.errstate(over="ignore"):  # too large for float32 is not finite
-      values = np.asarray(raw, np.float32)
-  except Exception as error:  # a stranger's code may raise anything
-    return nothing, Failures(total, total, f"{type(error).__name__}: {error}")
-  if values.shape != (total,):
-    return nothing, Failures(
-      total,
-      total,
-      f"returned shape {values.shape} instead of ({total},)",
-    )
-  finite = np.isfinite(values)
-  if finite.all():
-    return values, Failures(0, total)
-  missing = int(total - finite.sum())
-  return np.where(finite, values, np.float32(np.nan)), Failures(
-    missing, total, f"returned {missing} of {total} values not finite"
-  )
-
-
-def check_frames(frames: np.ndarray) -> None:
-  """Raises ValueError unless `frames` is uint8 [B, F, H, W, 3], B, F >= 1."""
-  shape, dtype = np.shape(frames), getattr(frames, "dtype", None)
-  good = len(shape) == 5 and shape[-1] == 3 and min(shape) > 0
-  if not good or dtype != np.uint8:
-    raise ValueError(
-      f"frames are {dtype} {list(shape)}; rewards take uint8 [B, F, H, W, 3], "
-      "none of them zero"
-    )
 
 
 def _origin(fn: Any) -> str:

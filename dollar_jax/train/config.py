@@ -19,6 +19,7 @@ from dollar_jax.models.wan import WanConfig
 from dollar_jax.parallel.mesh import MeshConfig
 
 TASKS = ("teacher", "distill")
+LABELLING = ("auto", "inline", "background")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,28 +131,46 @@ class RewardConfig:
   """The metric, its labelling, and how the latent reward model learns it.
 
   Attributes:
-    name: a registered reward or "MODULE:FUNCTION".
+    name: a registered reward, "MODULE:FUNCTION", or a sum of several such as
+      "pickscore + 0.5*sharpness", each in its own standard deviations.
+    running: whether mean and deviation of the rewards follow the student's
+      samples; if not, they stay what they were before its first update.
+    timeout: seconds after which a call of a reward is given up; 0 never.
+    retries: further calls after one that gave nothing.
     every: student updates between refreshes of the latent reward model.
+    real_labels: real samples labelled before the student's, to fit the latent
+      reward model to them first.
+    real_steps: updates of the latent reward model on those.
     warmup_labels: samples labelled before the first student update.
     warmup_steps: updates of the latent reward model on those.
     labels: samples labelled at every refresh.
     steps: its updates at every refresh.
     batch_size: labelled samples in one of its updates.
     capacity: labelled samples kept for replay.
-    background: whether workers label while the accelerator trains; False
-      labels in line, so that resuming stays exact.
+    labelling: "background" labels on threads while the accelerator trains,
+      "inline" at once, so that a run can be repeated bit by bit; "auto" is
+      inline on CPUs.
+    workers: those threads.
+    max_age: updates after which a label in the background is waited for.
     max_failures: failed calls of the reward in a row that stop the run.
   """
 
   name: str = "jpeg_compressibility"
+  running: bool = False
+  timeout: float = 0.0
+  retries: int = 0
   every: int = 10
+  real_labels: int = 0
+  real_steps: int = 0
   warmup_labels: int = 512
   warmup_steps: int = 200
   labels: int = 128
   steps: int = 20
   batch_size: int = 64
   capacity: int = 1024
-  background: bool = False
+  labelling: str = "auto"
+  workers: int = 1
+  max_age: int = 50
   max_failures: int = 20
 
 
@@ -295,11 +314,15 @@ def _check_optimizer(
 
 
 def _check_reward(r: RewardConfig) -> None:
+  known = f"one of {LABELLING}"
+  _check(r.labelling in LABELLING, "reward.labelling", r.labelling, known)
   for field in dataclasses.fields(r):
     value = getattr(r, field.name)
-    if type(value) is int:
-      least = 0 if field.name.startswith("warmup") else 1
-      _check(value >= least, f"reward.{field.name}", value, f">= {least}")
+    if type(value) in (int, float):
+      free = field.name.startswith(("warmup", "real")) or not field.default
+      least = 0 if free else 1
+      good = least <= value < math.inf
+      _check(good, f"reward.{field.name}", value, f">= {least}")
 
 
 def _check_distill(d: DistillConfig) -> None:

@@ -101,7 +101,8 @@ def latent_reward_cost(
     rest += math.prod(size) * (9 + (3 if video else 1)) * w**2
   rest += size[0] * (w**2 + w)
   words = (text[1] * w, c.depth * 2 * w**2) if c.text_conditioned else (0, 0)
-  first, rest, *words = (2 * batch * n for n in (first, rest, *words))
+  each = 2 * batch * c.members
+  first, rest, *words = (each * n for n in (first, rest, *words))
   return Cost(
     forward=first + rest + sum(words),
     backward=first + words[0] + 2 * (rest + words[1]),

@@ -23,6 +23,7 @@ class LabelBuffer:
     capacity: int,
     latent_shape: Sequence[int],
     text_shape: Sequence[int] | None = None,
+    rewards: int = 1,
     seed: int = 0,
   ):
     """Makes an empty buffer, its memory taken at once.
@@ -31,6 +32,7 @@ class LabelBuffer:
       capacity: samples to keep; the oldest go first.
       latent_shape: T, H, W, C.
       text_shape: S, D; None keeps no text.
+      rewards: M, values a sample has.
       seed: seed of the draws, at least 0.
 
     Raises:
@@ -43,7 +45,7 @@ class LabelBuffer:
     self._seed = seed
     self._rows = {
       "latents": np.zeros((capacity, *latent_shape), np.float32),
-      "values": np.zeros(capacity, np.float32),
+      "values": np.zeros((capacity, rewards), np.float32),
       "step_submitted": np.zeros(capacity, np.int64),
     }
     if text_shape is not None:

@@ -1,5 +1,7 @@
 """Fits the latent reward model to true rewards."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from dollar_jax.losses.reward import reward_matching_loss
@@ -31,8 +33,10 @@ def make_reward_step(
         batch["latents"],
         batch.get("text"),
         batch.get("text_mask"),
+        method="members",
       )
-      return reward_matching_loss(predicted, batch["rewards"]), {}
+      losses = jax.vmap(reward_matching_loss, (0, None))
+      return jnp.mean(losses(predicted, batch["rewards"])), {}
 
     loss, _, grads = gradients(
       loss_fn, state.params, batch, key, config.accumulate

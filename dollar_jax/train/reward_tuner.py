@@ -1,6 +1,7 @@
 """The latent reward model beside the student: labels, replay, refreshes."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -9,11 +10,12 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
-from dollar_jax.losses.reward import RewardStatistics
+from dollar_jax.losses.reward import RewardStatistics, weighted_sum
 from dollar_jax.models.latent_reward import LatentReward
 from dollar_jax.parallel import processes, rules
 from dollar_jax.parallel.mesh import make_mesh
-from dollar_jax.rewards.base import get_reward
+from dollar_jax.rewards.mixture import get_mixture
+from dollar_jax.rewards.scoring import Patience
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.labels import (
@@ -37,8 +39,9 @@ class RewardState:
 
   Attributes:
     network: the model.
-    statistics: mean and deviation of the true rewards at the start of
-      tuning; they stay, so that "one deviation" keeps its meaning.
+    statistics: mean and deviation [M] of the true rewards at the start of
+      tuning; unless they are to run, they stay, so that "one deviation" keeps
+      its meaning.
   """
 
   network: NetworkState
@@ -79,12 +82,13 @@ class RewardTuner:
       ValueError: if there is no such reward.
     """
     self._config, settings = config, config.reward
-    reward = get_reward(settings.name)
+    self._rewards = rewards = get_mixture(settings.name)
+    self._weights = np.array(rewards.weights, np.float32)
     self.model = LatentReward(
       dataclasses.replace(
         config.latent_reward,
-        kind=reward.kind,
-        text_conditioned=reward.uses_text,
+        kind=rewards.kind,
+        text_conditioned=rewards.uses_text,
       )
     )
     self._student = student
@@ -102,13 +106,16 @@ class RewardTuner:
       return codec.decode(rules.over_all_devices(x0, mesh))
 
     self._decode = jax.jit(decode)
-    updates = settings.warmup_steps + config.steps * settings.steps
+    self._warmup = settings.real_steps + settings.warmup_steps
+    updates = self._warmup + config.steps * settings.steps
     optimizer = make_optimizer(config.reward_optimizer, updates)
     self._optimizer = optimizer
     step = make_reward_step(self.model, optimizer, config.reward_optimizer)
     self._step = jax.jit(step, donate_argnums=0)
-    self._apply = jax.jit(
-      lambda params, *inputs: self.model.apply({"params": params}, *inputs)
+    self._members = jax.jit(
+      lambda params, *inputs: self.model.apply(
+        {"params": params}, *inputs, method="members"
+      )
     )
     model = to_dict(self.model.config)
     self.description = {
@@ -116,16 +123,26 @@ class RewardTuner:
       "capacity": settings.capacity,
       "model": {k: v for k, v in model.items() if k != "dtype"},
     }
+    on_cpu = self._decode_on.devices.flat[0].platform == "cpu"
+    inline = settings.labelling == "inline" or (
+      settings.labelling == "auto" and on_cpu
+    )
     self._labeller = Labeller(
       lambda x0: self._decode(self._codec, x0),
-      reward,
+      rewards,
+      workers=0 if inline else settings.workers,
       max_failures=settings.max_failures,
-      background=settings.background,
+      patience=Patience(settings.timeout, settings.retries),
     )
-    text = text_shape if reward.uses_text else None
+    text = text_shape if rewards.uses_text else None
     self._waiting: list[LabelledBatch] = []
+    self._unjudged: list[LabelledBatch] = []
     self._buffer = LabelBuffer(
-      settings.capacity, latent_shape, text, config.seed
+      settings.capacity,
+      latent_shape,
+      text,
+      len(rewards.rewards),
+      config.seed,
     )
     state = jax.eval_shape(self._create, jax.random.key(0))
     self.shapes = rules.placed(state, self._everywhere)
@@ -137,9 +154,8 @@ class RewardTuner:
     self._codec = rules.put(self._given_codec, place)
     key = named_key(self._config.seed, "latent_reward", 0)
     network = jax.jit(self._create)(key)
-    return rules.put(
-      RewardState(network, RewardStatistics.create()), self._everywhere
-    )
+    statistics = RewardStatistics.create((len(self._rewards.rewards),))
+    return rules.put(RewardState(network, statistics), self._everywhere)
 
   def _create(self, key: Array) -> NetworkState:
     latent, text = self._shapes
@@ -181,13 +197,21 @@ class RewardTuner:
   def warm_up(
     self, state: RewardState, params: Params, batches: Batches
   ) -> tuple[RewardState, dict[str, Any]]:
-    """Labels the student's first samples and fits the model to them."""
+    """Fits the model to real samples, if asked to, then to the student's."""
     settings = self._config.reward
+    if settings.real_labels:
+      real = self._label_real(batches, settings.real_labels)
+      self._keep(real)
+      state = self._measure(state, real)
+      state, _ = self._fit(state, settings.real_steps, 0)
+      # from here on a deviation is one of the student's
+      statistics = RewardStatistics.create(state.statistics.mean.shape)
+      state = state.replace(statistics=rules.put(statistics, self._everywhere))
     count = settings.warmup_labels
     labelled = self._label("warmup", params, batches, count, 0)
     self._keep(labelled)
     state = self._measure(state, labelled)
-    return self._fit(state, settings.warmup_steps, 0)
+    return self._fit(state, settings.warmup_steps, settings.real_steps)
 
   def _measure(
     self, state: RewardState, labelled: list[LabelledBatch]
@@ -203,23 +227,36 @@ class RewardTuner:
     """Labels fresh samples, tells how well the model knew them, fits it.
 
     Returns:
-      The next state and metrics: `true_reward`, `lrm_reward` (the model's
-      estimate, in the reward's own unit), `lrm_spearman` on samples it had
-      not seen, `label_age` in updates, `label_failures` so far.
+      The next state and metrics: `true_reward` and `lrm_reward`, the model's
+      estimate (of one reward in its own unit, of a sum in standard deviations,
+      with a `true_reward/NAME` for each); on samples that it had not seen
+      `lrm_spearman` and `lrm_disagreement` (the members' deviation, in those
+      of the reward); `label_age` in updates, `label_failures` and
+      `label_retries` so far.
     """
     settings = self._config.reward
-    labelled = self._label("labels", params, batches, settings.labels, step)
-    metrics = self._judge(state, labelled, step)
-    if not self._buffer.count:  # the reward gave nothing to warm up with
+    count, until = settings.labels, step - settings.max_age
+    labelled = self._label("labels", params, batches, count, step, until)
+    metrics = self._judge(state, self._unjudged + labelled, step)
+    self._unjudged = []
+    # or the reward gave nothing to warm up with
+    if settings.running or not self._buffer.count:
       state = self._measure(state, labelled)
     self._keep(labelled)
-    index = settings.warmup_steps + step * settings.steps
+    index = self._warmup + step * settings.steps
     state, more = self._fit(state, settings.steps, index)
     return state, {**metrics, **more}
 
   def _label(
-    self, name: str, params: Params, batches: Batches, count: int, step: int
+    self,
+    name: str,
+    params: Params,
+    batches: Batches,
+    count: int,
+    step: int,
+    until: float = math.inf,
   ) -> list[LabelledBatch]:
+    """Has `count` fresh samples labelled; returns what is ready by now."""
     drawn = 0
     while drawn < count:
       batch, prompts = batches.next()
@@ -229,7 +266,18 @@ class RewardTuner:
       chosen = [prompts[i] for i in self._student.prompt_rows(len(x0))]
       self._submit(step, x0, text, mask, chosen)
       drawn += len(x0)
-    return self._collect(block=step == 0)
+    return self._collect(until)
+
+  def _label_real(self, batches: Batches, count: int) -> list[LabelledBatch]:
+    """Labels samples of the data set."""
+    drawn = 0
+    while drawn < count:
+      batch, prompts = batches.next()
+      prompts = batches.all_prompts(prompts)
+      x0, text, mask = (batch[k] for k in ("latents", "text", "text_mask"))
+      self._submit(0, x0, text, mask, prompts)
+      drawn += len(x0)
+    return self._collect(math.inf)
 
   def _submit(
     self, step: int, x0: Array, text: Array, mask: Array, prompts: list[str]
@@ -248,9 +296,12 @@ class RewardTuner:
       prompts = [prompts[i] for i in share]
       self._labeller.submit(step, own, text[share], mask[share], prompts)
 
-  def _collect(self, block: bool) -> list[LabelledBatch]:
-    """What every process has labelled, all shares together."""
-    self._waiting += self._labeller.collect(block)
+  def _collect(self, until: float) -> list[LabelledBatch]:
+    """What every process has labelled, all shares together.
+
+    Labels of samples that were drawn at step `until` or before are waited for.
+    """
+    self._waiting += self._labeller.collect(until)
     ready = processes.gather_rows(np.array([len(self._waiting)])).min()
     labelled, self._waiting = self._waiting[:ready], self._waiting[ready:]
     size = self._config.data.batch_size
@@ -270,27 +321,53 @@ class RewardTuner:
   def _judge(
     self, state: RewardState, labelled: list[LabelledBatch], step: int
   ) -> dict[str, Any]:
-    metrics = {"label_failures": self._labeller.counts.failed_labels}
+    mine = self._labeller.counts
+    counts = np.array([[mine.failed_labels, mine.retries]])
+    failures, retries = processes.gather_rows(counts).sum(axis=0)
+    metrics = {"label_failures": int(failures), "label_retries": int(retries)}
+    labelled = [batch for batch in labelled if batch.valid.any()]
     if not labelled:
       return metrics
-    guesses = [
-      np.asarray(
-        self._apply(state.network.params, b.latents, b.text, b.text_mask)
-      )
-      for b in labelled
-    ]
-    statistics = jax.device_get(state.statistics)
-    guess = np.concatenate(guesses) * statistics.std + statistics.mean
-    true = np.concatenate([b.values for b in labelled])
+    members = np.concatenate(
+      [
+        self._members(state.network.params, b.latents, b.text, b.text_mask)
+        for b in labelled
+      ],
+      axis=1,
+    )
+    values = np.concatenate([b.values for b in labelled])
+    valid = np.concatenate([b.valid for b in labelled])
     ages = np.concatenate([b.step_submitted for b in labelled])
-    if not np.isfinite(true).any():
-      return metrics
-    return metrics | {
-      "true_reward": float(np.nanmean(true)),
-      "lrm_reward": float(np.mean(guess)),
+    guess, true = self._in_unit(members.mean(axis=0), values, state.statistics)
+    metrics |= {
+      "true_reward": float(true[valid].mean()),
+      "lrm_reward": float(guess.mean()),
       "lrm_spearman": spearman(guess, true),
       "label_age": float(step - ages.mean()),
     }
+    if len(members) > 1:
+      metrics["lrm_disagreement"] = float(members.std(axis=0).mean())
+    if len(self._rewards.names) > 1:
+      means = values[valid].mean(axis=0)
+      for name, mean in zip(self._rewards.names, means, strict=True):
+        metrics[f"true_reward/{name}"] = float(mean)
+    return metrics
+
+  def _in_unit(
+    self, guess: np.ndarray, values: np.ndarray, statistics: RewardStatistics
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Guesses [B] and true values [B, M] in the unit they are logged in."""
+    statistics = jax.device_get(statistics)
+    if len(self._weights) > 1:
+      return guess, self._target(statistics, values)
+    turned = np.sign(self._weights[0])
+    return turned * guess * statistics.std[0] + statistics.mean[0], values[:, 0]
+
+  def _target(
+    self, statistics: RewardStatistics, values: np.ndarray
+  ) -> np.ndarray:
+    """What the model is to give [B], for true values [B, M]."""
+    return np.asarray(weighted_sum(statistics.normalise(values), self._weights))
 
   def _fit(
     self, state: RewardState, steps: int, index: int
@@ -303,7 +380,7 @@ class RewardTuner:
       drawn = self._buffer.sample(self._config.reward.batch_size, index + i)
       batch = {
         "latents": drawn.latents,
-        "rewards": np.asarray(statistics.normalise(drawn.values)),
+        "rewards": self._target(statistics, drawn.values),
       }
       if drawn.text is not None:
         batch |= {"text": drawn.text, "text_mask": drawn.text_mask}
@@ -316,7 +393,13 @@ class RewardTuner:
     }
 
   def state_dict(self) -> dict[str, np.ndarray]:
-    """What the host holds, as arrays of fixed shape, for the checkpoint."""
+    """What the host holds, as arrays of fixed shape, for the checkpoint.
+
+    Waits for what is being labelled, so that no label is lost or used twice.
+    """
+    fresh = self._collect(math.inf)
+    self._unjudged += fresh
+    self._keep(fresh)
     counts = dataclasses.asdict(self._labeller.counts)
     return {
       **self._buffer.state_dict(),

@@ -12,6 +12,7 @@ from dollar_jax.losses.reward import (
   reward_force,
   reward_loss,
   reward_matching_loss,
+  weighted_sum,
 )
 
 
@@ -174,6 +175,30 @@ def test_statistics_equal_numpys(batches, offset, mask):
   assert float(statistics.m2 / len(kept)) == pytest.approx(
     kept.var(), rel=1e-3, abs=scale**2 + 1e-3
   )
+
+
+def test_columns_have_statistics_of_their_own():
+  values = np.stack([_normal(1, 9), 50 + 3 * _normal(2, 9)], axis=1)
+  values[4, 1] = np.nan
+  valid = np.arange(9) != 2
+  together = update(RewardStatistics.create((2,)), values, valid)
+  for i in range(2):
+    alone = update(RewardStatistics.create(), values[:, i], valid)
+    for name in ("count", "mean", "m2"):
+      assert getattr(together, name)[i] == pytest.approx(
+        getattr(alone, name), rel=1e-5
+      )
+  assert together.count.tolist() == [8, 7]
+
+
+def test_a_sum_of_rewards_is_a_mean_by_weight():
+  z = np.array([[1.0, 2.0], [np.nan, 0.0]], np.float32)
+  found = weighted_sum(z, np.array([3.0, -1.0], np.float32))
+  np.testing.assert_array_equal(found, [0.25, np.nan])
+  single = weighted_sum(z[:, :1], np.array([0.3], np.float32))
+  np.testing.assert_array_equal(single, z[:, 0])
+  turned = weighted_sum(z[:, :1], np.array([-7.0], np.float32))
+  np.testing.assert_array_equal(turned, -z[:, 0])
 
 
 def test_normalised_values_are_z_scores():

@@ -154,12 +154,32 @@ def test_bfloat16_compute_gives_float32_values():
   assert not np.array_equal(value, apply(variables, x0))
 
 
+def test_caution_takes_off_where_the_members_disagree():
+  config = LatentRewardConfig(width=8, depth=1, members=3, caution=2.0)
+  module = LatentReward(config)
+  x0 = _latents(2, 2, 4, 4, 6)
+  variables = _init(module, x0)
+  members = module.apply(variables, x0, method="members")
+  assert members.shape == (3, 2)
+  assert len(np.unique(members)) == 6
+  cautious = members.mean(axis=0) - 2 * members.std(axis=0)
+  np.testing.assert_allclose(module.apply(variables, x0), cautious, rtol=1e-5)
+
+  # the members alike: nothing is taken off, and the gradient is finite
+  one = variables["params"]["member_0"]
+  alike = {"params": {f"member_{i}": one for i in range(3)}}
+  slope = jax.grad(lambda x: module.apply(alike, x).sum())(x0)
+  assert np.isfinite(slope).all()
+
+
 @pytest.mark.parametrize(
   "options, message",
   [
     ({"kind": "audio"}, "is 'audio'; it must be one of image, video"),
     ({"width": 0}, "width of the latent reward model is 0"),
     ({"depth": 0}, "depth of the latent reward model is 0"),
+    ({"members": 0}, "members of the latent reward model is 0; it must be at"),
+    ({"caution": -1.0}, "caution of the latent reward model is -1.0"),
   ],
 )
 def test_bad_configs_are_refused(options, message):

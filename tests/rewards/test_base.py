@@ -1,7 +1,5 @@
 """Names resolve, mistakes are explained, and rewards that fail are survived."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -75,7 +73,7 @@ def test_unknown_name_suggests_the_nearest():
 def test_a_function_outside_the_package(outside, frames):
   reward = base.get_reward("users_rewards:redness")
   assert (reward.kind, reward.uses_text) == ("video", True)
-  values, _ = base.score(reward, frames, ["a"] * 4)
+  values = reward(frames, ["a"] * 4)
   np.testing.assert_allclose(values, frames[..., 0].mean((1, 2, 3)), rtol=1e-6)
 
 
@@ -116,50 +114,5 @@ def test_frames_are_drawn_as_declared(frames, num_frames, drawn):
     seen.append(frames)
     return np.zeros(len(frames))
 
-  base.score(
-    base.Reward("watch", watch, num_frames=num_frames), frames, [""] * 4
-  )
+  base.Reward("watch", watch, num_frames=num_frames)(frames, [""] * 4)
   np.testing.assert_array_equal(seen[0], frames[:, drawn])
-
-
-def test_values_pass_through(frames):
-  reward = base.Reward("brightness", _brightness)
-  values, failures = base.score(reward, frames, [""] * 4)
-  assert values.dtype == np.float32
-  np.testing.assert_allclose(values, frames.mean((1, 2, 3, 4)), rtol=1e-6)
-  assert failures == base.Failures(0, 4)
-
-
-def _raises(frames, prompts):
-  raise TimeoutError("service is down")
-
-
-@pytest.mark.parametrize(
-  "fn, lost, reason",
-  [
-    (_raises, [0, 1, 2, 3], "TimeoutError: service is down"),
-    (lambda f, p: np.zeros((4, 1)), [0, 1, 2, 3], r"shape \(4, 1\)"),
-    (lambda f, p: np.float32(1), [0, 1, 2, 3], r"shape \(\)"),
-    (lambda f, p: None, [0, 1, 2, 3], "."),
-    (lambda f, p: ["a"] * 4, [0, 1, 2, 3], "ValueError"),
-    (lambda f, p: [1.0, np.nan, 2.0, -np.inf], [1, 3], "2 of 4 values not fin"),
-    (lambda f, p: np.array([1.0, 2.0, 1e300, 3.0]), [2], "1 of 4 values"),
-  ],
-)
-def test_failures_are_counted_and_masked(frames, fn, lost, reason):
-  values, failures = base.score(base.Reward("bad", fn), frames, [""] * 4)
-  assert np.flatnonzero(np.isnan(values)).tolist() == lost
-  assert np.isfinite(np.delete(values, lost)).all()
-  assert values.shape == (4,)
-  assert (failures.count, failures.total) == (len(lost), 4)
-  assert re.search(reason, failures.reason)
-
-
-def test_the_callers_mistakes_are_not_the_rewards(frames):
-  reward = base.Reward("brightness", _brightness)
-  with pytest.raises(ValueError, match="4 clips came with 3 prompts"):
-    base.score(reward, frames, [""] * 3)
-  with pytest.raises(ValueError, match=r"float32 \[4, 5, 8, 8, 3\]; rewards"):
-    base.score(reward, frames.astype(np.float32), [""] * 4)
-  with pytest.raises(ValueError, match="take uint8"):
-    base.score(reward, frames[..., 0], [""] * 4)

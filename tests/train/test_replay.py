@@ -21,7 +21,7 @@ def _batch(step, count=4, valid=None, text=False):
     latents=_latents(step, count),
     text=np.full((count, 3, 5), step, np.float32) if text else None,
     text_mask=np.ones((count, 3), bool) if text else None,
-    values=np.arange(count, dtype=np.float32) + 10 * step,
+    values=np.arange(count, dtype=np.float32)[:, None] + 10 * step,
     valid=np.ones(count, bool) if valid is None else np.array(valid),
     step_submitted=np.full(count, step, np.int64),
   )
@@ -36,8 +36,8 @@ def test_buffer_keeps_the_latest_valid_samples_together():
   assert buffer.count == 6
   drawn = buffer.sample(6, step=0)
   # 10 was the oldest of seven
-  assert sorted(drawn.values) == [12, 13, 20, 21, 22, 23]
-  for i, value in enumerate(drawn.values):
+  assert sorted(drawn.values[:, 0]) == [12, 13, 20, 21, 22, 23]
+  for i, value in enumerate(drawn.values[:, 0]):
     step, row = divmod(int(value), 10)
     np.testing.assert_array_equal(drawn.latents[i], _latents(step)[row])
     assert (drawn.text[i] == step).all()
@@ -50,9 +50,9 @@ def test_a_batch_larger_than_the_buffer_leaves_its_last():
   buffer = LabelBuffer(3, SHAPE)
   buffer.add(_batch(0, count=2))
   buffer.add(_batch(1, count=8))
-  assert sorted(buffer.sample(3, 0).values) == [15, 16, 17]
+  assert sorted(buffer.sample(3, 0).values[:, 0]) == [15, 16, 17]
   buffer.add(_batch(2, count=1))  # the ring goes on after the latest
-  assert sorted(buffer.sample(3, 0).values) == [16, 17, 20]
+  assert sorted(buffer.sample(3, 0).values[:, 0]) == [16, 17, 20]
 
 
 def test_drawing_depends_on_seed_and_step_alone():
@@ -67,8 +67,8 @@ def test_drawing_depends_on_seed_and_step_alone():
   np.testing.assert_array_equal(
     one.sample(8, 5).values, two.sample(8, 5).values
   )
-  draws = [one.sample(8, s).values.tolist() for s in (5, 6)]
-  draws.append(fill(1).sample(8, 5).values.tolist())
+  draws = [one.sample(8, s).values[:, 0].tolist() for s in (5, 6)]
+  draws.append(fill(1).sample(8, 5).values[:, 0].tolist())
   assert draws[0] != draws[1] != draws[2] != draws[0]
   assert all(len(set(draw)) == 8 for draw in draws)
   assert len(one.sample(50, 0).values) == 50  # more than there are
@@ -90,7 +90,7 @@ def test_buffer_state_round_trip_goes_on_where_it_stood():
     for name in ("latents", "text", "text_mask", "values", "step_submitted"):
       np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
   # an asynchronous save reads the state after training has gone on
-  assert sorted(state["values"]) == [2, 3, 10, 11, 12, 13]
+  assert sorted(state["values"][:, 0]) == [2, 3, 10, 11, 12, 13]
 
 
 def test_buffer_explains_what_does_not_fit():

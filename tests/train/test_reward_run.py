@@ -115,7 +115,10 @@ def test_reward_that_keeps_failing_stops_the_run(
 
 def test_labels_in_the_background_train_as_well(runs, dollar, rewards):
   workdir = runs.fresh()
-  changes = {"reward__background": True, "reward__max_failures": 3} | ALONE
+  changes = {
+    "reward__labelling": "background",
+    "reward__max_failures": 3,
+  } | ALONE
   name = f"{rewards}:brightness"
   command = runs.command("reward", workdir, reward__name=name, **changes)
   assert dollar(command)[0] == 0
