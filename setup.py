@@ -53,6 +53,8 @@ PARITY = [
   for requirement in ["torch==2.13.0", *TORCH]
 ]
 
+OPENCV = "opencv-python-headless>=4.11,<6"
+
 LINT = ["import-linter>=2.5,<3", "ruff>=0.14,<0.18"]
 
 # XLA's compiler for TPUs, which needs none; there is no build for other hosts.
@@ -63,6 +65,9 @@ EXTRAS = {
   "cuda": ["jax[cuda12]"],
   "torch": ["torch>=2.6,<3", *TORCH],
   "tensorboard": ["tensorboard>=2.19,<3", "tensorflow-cpu>=2.19,<3"],
+  # brisque compiles libsvm, so that a compiler for C++ must be there
+  "rewards": ["brisque>=0.2,<0.3", OPENCV],
+  "gcs": ["gcsfs>=2025.3,<2027"],
   "notebooks": ["ipykernel>=6.29,<8", "jupytext>=1.16,<2", "nbclient>=0.10,<1"],
   "test": [
     *LINT,
@@ -71,6 +76,7 @@ EXTRAS = {
     "dockerfile-parse>=2,<3",
     "hypothesis>=6.130,<7",
     "kubernetes-validate>=1.34,<2",
+    OPENCV,
     # with 9.2, pytest-xdist 3.8 forgets which tests belong together
     "pytest>=8.3,<9.2",
     "pytest-timeout>=2.3,<3",

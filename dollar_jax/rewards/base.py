@@ -141,6 +141,21 @@ def get_reward(name: str) -> Reward:
   return _REGISTRY[name]
 
 
+def need(module: str, reward: str) -> Any:
+  """Imports what only one reward needs.
+
+  Raises:
+    ValueError: if it is not installed.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(
+      f"reward {reward!r} needs the package {error.name or module}, which is "
+      "not installed; run `pip install 'dollar_jax[rewards]'`"
+    ) from error
+
+
 def _from_module(name: str) -> Reward:
   module_name, _, function = name.partition(":")
   try:

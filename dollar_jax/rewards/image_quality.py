@@ -1,11 +1,13 @@
-"""Rewards that look at single frames: JPEG size and sharpness."""
+"""Rewards that look at single frames: JPEG size, sharpness and BRISQUE."""
 
+import functools
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dollar_jax.rewards.base import register
+from dollar_jax.rewards.base import need, register
 
 JPEG_QUALITY = 95
 """Pillow's quality, with its default 4:2:0 chroma, as in DDPO's reward
@@ -71,6 +73,45 @@ def sharpness(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
       "needs at least 3x3"
     )
   return np.array([_laplacian_variance(clip) for clip in frames], np.float32)
+
+
+@register("brisque", kind="image", num_frames=8)
+def brisque(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
+  """Minus BRISQUE, mean over eight frames: higher means fewer distortions.
+
+  Of natural images (Mittal et al., IEEE TIP 2012), by the model that the
+  package `brisque` carries, which gives 0 for perfect and about 100 for
+  spoilt images. The package needs OpenCV, scikit-image and libsvm; the last
+  is compiled when it is installed.
+
+  Args:
+    frames: uint8 [B, F, H, W, 3].
+    prompts: not read.
+
+  Returns:
+    float32 [B]; NaN where the statistics of a frame are not defined, such as
+    those of one without any detail.
+
+  Raises:
+    ValueError: if the package is not installed.
+  """
+  del prompts
+  judge = _brisque()
+  with np.errstate(all="ignore"):
+    scores = [[judge.score(frame) for frame in clip] for clip in frames]
+  return -np.mean(scores, axis=1, dtype=np.float32)
+
+
+@functools.cache
+def _brisque() -> Any:
+  package = need("brisque", "brisque")
+
+  class Brisque(package.BRISQUE):
+    def scale_features(self, features: Any) -> np.ndarray:
+      # arrays of one number among them are refused by NumPy 2.4
+      return super().scale_features([np.asarray(x).item() for x in features])
+
+  return Brisque(url=False)
 
 
 def _jpeg_bytes(frame: np.ndarray) -> int:

@@ -59,7 +59,9 @@ def test_built_in_rewards_are_known_without_importing_them():
     "jpeg_size",
     "jpeg_compressibility",
     "sharpness",
+    "brisque",
     "temporal_flickering",
+    "motion",
   } <= set(base.known_rewards())
   assert base.get_reward("jpeg_size").kind == "image"
   assert base.get_reward("temporal_flickering").kind == "video"

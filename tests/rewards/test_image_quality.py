@@ -1,10 +1,13 @@
 """JPEG size and sharpness against truths that need no reference code."""
 
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from dollar_jax.rewards import image_quality
 
@@ -68,3 +71,44 @@ def test_a_refresh_of_the_latent_reward_model_is_scored_quickly():
     start = time.process_time()
     reward(frames, [""] * 256)
     assert time.process_time() - start < 1.0, reward.__name__
+
+
+class _Brisque:
+  """In place of the package's class."""
+
+  def __init__(self, url):
+    assert not url  # no frame is an address
+
+  def score(self, frame):
+    return float(frame.mean())
+
+
+def test_brisque_is_the_mean_over_frames_turned_round(monkeypatch):
+  package = types.SimpleNamespace(BRISQUE=_Brisque)
+  monkeypatch.setattr(image_quality, "need", lambda *names: package)
+  image_quality._brisque.cache_clear()
+  value = image_quality.brisque(NOISE, ["", ""])
+  image_quality._brisque.cache_clear()
+  assert value.dtype == np.float32
+  np.testing.assert_allclose(value, -NOISE.mean(axis=(1, 2, 3, 4)), rtol=1e-6)
+
+
+def test_brisque_finds_noise_and_nothing_where_nothing_is():
+  pytest.importorskip(
+    "brisque", reason="pip install -e '.[rewards]', with a compiler for C++"
+  )
+  rng = np.random.default_rng(0)
+  clean = ndimage.gaussian_filter(rng.standard_normal((96, 96)), 2.0)
+  clean = 127 + 60 * clean / clean.std()
+  frames = np.stack([clean, clean + rng.normal(0, 40, clean.shape), 0 * clean])
+  frames = np.clip(frames, 0, 255).astype(np.uint8)[:, None, :, :, None]
+  value = image_quality.brisque(frames.repeat(3, axis=-1), [""] * 3)
+  assert value[0] > value[1] + 5
+  assert np.isnan(value[2])
+
+
+def test_a_package_that_is_missing_is_one_sentence(monkeypatch):
+  monkeypatch.setitem(sys.modules, "brisque", None)
+  image_quality._brisque.cache_clear()
+  with pytest.raises(ValueError, match=r"reward 'brisque' needs the package"):
+    image_quality.brisque(NOISE, ["", ""])
