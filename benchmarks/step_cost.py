@@ -44,6 +44,7 @@ from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.reward_step import make_reward_step
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.score_step import make_score_step
+from dollar_jax.train.shared_labels import Decoder
 from dollar_jax.train.student_step import Student, make_student_step
 from dollar_jax.train.tasks import DistillTask
 from dollar_jax.train.teacher_step import make_teacher_step
@@ -213,7 +214,7 @@ def make_tiny_task(
     settings,
     {"null_text": draw(*text), "null_mask": np.ones(text[:1], bool)},
     mesh,
-    RewardTuner(settings, student, codec, latent, text, mesh),
+    RewardTuner(settings, student, Decoder(codec, mesh), latent, text, mesh),
   )
   clip = {
     "latents": draw(*latent),

@@ -175,6 +175,34 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuardConfig:
+  """When a run that climbs a reward is stopped, see `train.guard`.
+
+  Falls are in standard deviations of single clips at the start, and count only
+  if they exceed three standard errors too.
+
+  Attributes:
+    every: student updates between looks at fresh clips; 0 never looks.
+    samples: clips of a look.
+    watch: rewards that are not optimised and must not fall; "-NAME" where less
+      is better.
+    reward_fall: how far the true reward may fall from its best.
+    watch_fall: how far a watched reward may fall from its start.
+    patience: looks in a row beyond a limit after which the run ends.
+    keep_best: whether the best student is the result of a run that was not
+      stopped, too; of one that was, it always is.
+  """
+
+  every: int = 0
+  samples: int = 128
+  watch: tuple[str, ...] = ()
+  reward_fall: float = 0.5
+  watch_fall: float = 1.0
+  patience: int = 1
+  keep_best: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """When state is saved.
 
@@ -224,6 +252,7 @@ class TrainConfig:
     distill: see `DistillConfig`.
     reward: see `RewardConfig`.
     latent_reward: size of the latent reward model.
+    guard: see `GuardConfig`.
     checkpoint: see `CheckpointConfig`.
     tensorboard: whether to write TensorBoard events beside the JSON lines.
   """
@@ -251,6 +280,7 @@ class TrainConfig:
   distill: DistillConfig = DistillConfig()
   reward: RewardConfig = RewardConfig()
   latent_reward: LatentRewardConfig = LatentRewardConfig()
+  guard: GuardConfig = GuardConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   tensorboard: bool = False
 
@@ -295,6 +325,10 @@ class TrainConfig:
         every = self.reward.every
         want = f"a multiple of log_every ({self.log_every})"
         _check(every % self.log_every == 0, "reward.every", every, want)
+        _check_guard(self.guard, self.log_every)
+      else:
+        every = self.guard.every
+        _check(not every, "guard.every", every, "0, as reward_weight is 0")
 
 
 def _check(good: bool, name: str, value: Any, want: str) -> None:
@@ -323,6 +357,18 @@ def _check_reward(r: RewardConfig) -> None:
       least = 0 if free else 1
       good = least <= value < math.inf
       _check(good, f"reward.{field.name}", value, f">= {least}")
+
+
+def _check_guard(g: GuardConfig, log_every: int) -> None:
+  want = f"0, or a multiple of log_every ({log_every})"
+  good = g.every >= 0 and g.every % log_every == 0
+  _check(good, "guard.every", g.every, want)
+  for name, least in (("samples", 2), ("patience", 1)):
+    value = getattr(g, name)
+    _check(value >= least, f"guard.{name}", value, f"at least {least}")
+  for name in ("reward_fall", "watch_fall"):
+    value = getattr(g, name)
+    _check(0 <= value < math.inf, f"guard.{name}", value, "0 or more")
 
 
 def _check_distill(d: DistillConfig) -> None:

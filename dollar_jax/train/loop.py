@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -99,6 +100,12 @@ class Task(Protocol):
   def from_saved(self, saved: PyTree) -> PyTree:
     """Inverse of `to_saved`."""
 
+  def ended(self) -> str | None:
+    """Why the run is to end before its last update; None: it is not."""
+
+  def result(self, state: PyTree) -> PyTree:
+    """The parameters that the run was made for."""
+
   def programs(self, batch: PyTree) -> dict[str, Program]:
     """What the run compiles, by name, for a batch of placed shapes."""
 
@@ -184,18 +191,20 @@ def fit(
     times = SaveTimes(config.checkpoint, start)
     behind: dict[str, Array] = {}
     for index in bar:
+      if task.ended():  # as the checkpoint says
+        break
       step = index + 1
       state, metrics = task.update(state, batches, index)
       # the check reads the step before, so the device never waits for it
       _check_finite(behind, index, config.task)
       behind = metrics
-      if step % config.log_every == 0 or step == config.steps:
+      last = step == config.steps or task.ended() is not None
+      if step % config.log_every == 0 or last:
         row = jax.device_get(metrics)
         if log is not None:
           log.write(step, row)
         shown = {k: f"{float(v):.3g}" for k, v in list(row.items())[:4]}
         bar.set_postfix(shown, refresh=False)
-      last = step == config.steps
       stopping = stop.due(step) and not last
       if times.due(step) or last or stopping:
         _check_finite(behind, step, config.task)
@@ -210,6 +219,8 @@ def fit(
           "command again to go on"
         )
     checkpointer.wait()
+    if task.ended():
+      logging.warning("%s", task.ended())
   return state
 
 

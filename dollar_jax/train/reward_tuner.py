@@ -8,26 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from dollar_jax.losses.reward import RewardStatistics, weighted_sum
 from dollar_jax.models.latent_reward import LatentReward
-from dollar_jax.parallel import processes, rules
-from dollar_jax.parallel.mesh import make_mesh
+from dollar_jax.parallel import rules
 from dollar_jax.rewards.mixture import get_mixture
 from dollar_jax.rewards.scoring import Patience
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig, to_dict
-from dollar_jax.train.labels import (
-  LabelCounts,
-  LabelledBatch,
-  Labeller,
-  spearman,
-)
+from dollar_jax.train.labels import LabelCounts, LabelledBatch, spearman
 from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.replay import LabelBuffer
 from dollar_jax.train.reward_step import make_reward_step
+from dollar_jax.train.shared_labels import Decoder, SharedLabeller
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student
 from dollar_jax.typing import Array, Params, PyTree
@@ -55,14 +50,14 @@ class RewardTuner:
     model: the Linen module, its kind taken from the reward.
     description: what must be equal for a checkpoint to fit.
     shapes: of the model's state, placed.
-    codec: shapes of the codec that decodes samples, placed.
+    decoder: makes frames of samples.
   """
 
   def __init__(
     self,
     config: TrainConfig,
     student: Student,
-    codec: Any,
+    decoder: Decoder,
     latent_shape: tuple[int, ...],
     text_shape: tuple[int, int],
     mesh: Mesh,
@@ -72,8 +67,7 @@ class RewardTuner:
     Args:
       config: the run.
       student: whose samples are labelled.
-      codec: its `decode` makes frames uint8 [B, F, H, W, 3] of latents; a
-        tree of arrays, which `init` puts on the devices, or of shapes.
+      decoder: makes frames of what is labelled.
       latent_shape: T, H, W, C.
       text_shape: S, D.
       mesh: where it is trained.
@@ -96,16 +90,7 @@ class RewardTuner:
     self._shapes = tuple(latent_shape), tuple(text_shape)
     self._everywhere = rules.replicated(mesh)
     self._by_batch = rules.by_batch(mesh)
-    # a process decodes its own share
-    if jax.process_count() > 1:
-      mesh = make_mesh(devices=jax.local_devices())
-    self._decode_on, self._given_codec = mesh, codec
-
-    def decode(codec: Any, x0: Array) -> Array:
-      # every device decodes, those that share a video's tokens too
-      return codec.decode(rules.over_all_devices(x0, mesh))
-
-    self._decode = jax.jit(decode)
+    self.decoder, self._size = decoder, config.data.batch_size
     self._warmup = settings.real_steps + settings.warmup_steps
     updates = self._warmup + config.steps * settings.steps
     optimizer = make_optimizer(config.reward_optimizer, updates)
@@ -123,19 +108,17 @@ class RewardTuner:
       "capacity": settings.capacity,
       "model": {k: v for k, v in model.items() if k != "dtype"},
     }
-    on_cpu = self._decode_on.devices.flat[0].platform == "cpu"
     inline = settings.labelling == "inline" or (
-      settings.labelling == "auto" and on_cpu
+      settings.labelling == "auto" and decoder.on_cpu
     )
-    self._labeller = Labeller(
-      lambda x0: self._decode(self._codec, x0),
+    self._labeller = SharedLabeller(
+      decoder,
       rewards,
       workers=0 if inline else settings.workers,
       max_failures=settings.max_failures,
       patience=Patience(settings.timeout, settings.retries),
     )
     text = text_shape if rewards.uses_text else None
-    self._waiting: list[LabelledBatch] = []
     self._unjudged: list[LabelledBatch] = []
     self._buffer = LabelBuffer(
       settings.capacity,
@@ -146,12 +129,10 @@ class RewardTuner:
     )
     state = jax.eval_shape(self._create, jax.random.key(0))
     self.shapes = rules.placed(state, self._everywhere)
-    self.codec = rules.placed(codec, rules.replicated(self._decode_on))
 
   def init(self) -> RewardState:
-    """A fresh latent reward model."""
-    place = rules.replicated(self._decode_on)
-    self._codec = rules.put(self._given_codec, place)
+    """A fresh latent reward model; puts the codec on the devices, too."""
+    self.decoder.init()
     key = named_key(self._config.seed, "latent_reward", 0)
     network = jax.jit(self._create)(key)
     statistics = RewardStatistics.create((len(self._rewards.rewards),))
@@ -190,7 +171,7 @@ class RewardTuner:
     x0 = rules.placed(batch["latents"], self._by_batch, np.float32)
     return {
       "sampler": Program(self._draw, (sampler, batch, key)),
-      "decode": Program(self._decode, (self.codec, x0)),
+      "decode": self.decoder.program(x0),
       "reward": Program(self._step, (self.shapes, {}, labelled, key)),
     }
 
@@ -264,9 +245,9 @@ class RewardTuner:
       x0, text, mask = self._draw(params, batch, key)
       prompts = batches.all_prompts(prompts)
       chosen = [prompts[i] for i in self._student.prompt_rows(len(x0))]
-      self._submit(step, x0, text, mask, chosen)
+      self._labeller.submit(step, x0, text, mask, chosen)
       drawn += len(x0)
-    return self._collect(until)
+    return self._labeller.collect(until, self._size)
 
   def _label_real(self, batches: Batches, count: int) -> list[LabelledBatch]:
     """Labels samples of the data set."""
@@ -275,44 +256,9 @@ class RewardTuner:
       batch, prompts = batches.next()
       prompts = batches.all_prompts(prompts)
       x0, text, mask = (batch[k] for k in ("latents", "text", "text_mask"))
-      self._submit(0, x0, text, mask, prompts)
+      self._labeller.submit(0, x0, text, mask, prompts)
       drawn += len(x0)
-    return self._collect(math.inf)
-
-  def _submit(
-    self, step: int, x0: Array, text: Array, mask: Array, prompts: list[str]
-  ) -> None:
-    """Has this process label its share."""
-    share = processes.share_of_rows(len(x0))
-    if len(share) == len(x0):
-      self._labeller.submit(step, x0, text, mask, prompts)
-      return
-    x0, text, mask = processes.to_host((x0, text, mask))
-    mesh = make_mesh(devices=jax.local_devices())
-    batch = ("batch", *[None] * (x0.ndim - 1))
-    place = NamedSharding(mesh, rules.spec(batch, x0[share].shape, mesh))
-    with jax.set_mesh(mesh):  # the others have work of their own
-      own = jax.device_put(x0[share], place)
-      prompts = [prompts[i] for i in share]
-      self._labeller.submit(step, own, text[share], mask[share], prompts)
-
-  def _collect(self, until: float) -> list[LabelledBatch]:
-    """What every process has labelled, all shares together.
-
-    Labels of samples that were drawn at step `until` or before are waited for.
-    """
-    self._waiting += self._labeller.collect(until)
-    ready = processes.gather_rows(np.array([len(self._waiting)])).min()
-    labelled, self._waiting = self._waiting[:ready], self._waiting[ready:]
-    size = self._config.data.batch_size
-
-    def whole(share: np.ndarray | None) -> np.ndarray | None:
-      return None if share is None else processes.gather_shares(share, size)
-
-    return [
-      LabelledBatch(**{k: whole(v) for k, v in vars(batch).items()})
-      for batch in labelled
-    ]
+    return self._labeller.collect(math.inf, self._size)
 
   def _keep(self, labelled: list[LabelledBatch]) -> None:
     for batch in labelled:
@@ -321,20 +267,11 @@ class RewardTuner:
   def _judge(
     self, state: RewardState, labelled: list[LabelledBatch], step: int
   ) -> dict[str, Any]:
-    mine = self._labeller.counts
-    counts = np.array([[mine.failed_labels, mine.retries]])
-    failures, retries = processes.gather_rows(counts).sum(axis=0)
-    metrics = {"label_failures": int(failures), "label_retries": int(retries)}
+    metrics: dict[str, Any] = self._labeller.failures()
     labelled = [batch for batch in labelled if batch.valid.any()]
     if not labelled:
       return metrics
-    members = np.concatenate(
-      [
-        self._members(state.network.params, b.latents, b.text, b.text_mask)
-        for b in labelled
-      ],
-      axis=1,
-    )
+    members = self._guesses(state, labelled)
     values = np.concatenate([b.values for b in labelled])
     valid = np.concatenate([b.valid for b in labelled])
     ages = np.concatenate([b.step_submitted for b in labelled])
@@ -352,6 +289,39 @@ class RewardTuner:
       for name, mean in zip(self._rewards.names, means, strict=True):
         metrics[f"true_reward/{name}"] = float(mean)
     return metrics
+
+  def estimate(
+    self, state: RewardState, labelled: list[LabelledBatch]
+  ) -> dict[str, float]:
+    """What the model makes of clips whose first M values are known.
+
+    Returns:
+      `guard/latent`, its mean in the unit of `lrm_reward`, and
+      `guard/latent_spearman`; nothing if no clip has its values.
+    """
+    labelled = [batch for batch in labelled if batch.valid.any()]
+    if not labelled:
+      return {}
+    values = np.concatenate([b.values for b in labelled])
+    guess, true = self._in_unit(
+      self._guesses(state, labelled).mean(axis=0),
+      values[:, : len(self._weights)],
+      state.statistics,
+    )
+    return {
+      "guard/latent": float(guess.mean()),
+      "guard/latent_spearman": spearman(guess, true),
+    }
+
+  def _guesses(
+    self, state: RewardState, labelled: list[LabelledBatch]
+  ) -> np.ndarray:
+    """What each member makes of the latents, [members, N]."""
+    params = state.network.params
+    return np.concatenate(
+      [self._members(params, b.latents, b.text, b.text_mask) for b in labelled],
+      axis=1,
+    )
 
   def _in_unit(
     self, guess: np.ndarray, values: np.ndarray, statistics: RewardStatistics
@@ -397,7 +367,7 @@ class RewardTuner:
 
     Waits for what is being labelled, so that no label is lost or used twice.
     """
-    fresh = self._collect(math.inf)
+    fresh = self._labeller.collect(math.inf, self._size)
     self._unjudged += fresh
     self._keep(fresh)
     counts = dataclasses.asdict(self._labeller.counts)

@@ -27,8 +27,10 @@ from dollar_jax.parallel.mesh import check_batch, make_mesh, process_rows
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
+from dollar_jax.train.guard import Guard
 from dollar_jax.train.loop import CONFIG, Batches, fit
 from dollar_jax.train.reward_tuner import RewardTuner
+from dollar_jax.train.shared_labels import Decoder
 from dollar_jax.train.student_step import Student
 from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import Params
@@ -89,9 +91,8 @@ def train(
   on_mesh = jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
   with on_mesh:
     state = fit(task, batches, config, workdir, progress, notes)
-  network = state if config.task == "teacher" else state.student
-  averaged = processes.to_host(network.averaged)
-  result = _trained(base, averaged, recipe, config)
+  trained = processes.to_host(task.result(state))
+  result = _trained(base, trained, recipe, config)
   if processes.is_first():
     result.save(folder / "model", config=to_dict(config))
   processes.wait_for_all("model")
@@ -265,16 +266,19 @@ def _distillation(
   config: TrainConfig, base: Pipeline, mesh: Mesh
 ) -> tuple[DistillTask, Recipe]:
   student = Student(base.denoiser, config.distill, config.lora_rank)
-  tuner = None
+  tuner = guard = None
   if config.distill.reward_weight:
+    decoder = Decoder(base.codec, mesh)
     tuner = RewardTuner(
       config,
       student,
-      base.codec,
+      decoder,
       base.recipe.latent_shape,
       base.null_prompt["null_text"].shape,
       mesh,
     )
+    if config.guard.every:
+      guard = Guard(config, student, decoder, mesh)
   start = None
   if config.student:
     start = _start(config.student, config.scan, config.lora_rank)
@@ -283,7 +287,7 @@ def _distillation(
       like = init_adapters(jax.random.key(0), like, config.lora_rank)
     _check_start(start, like, config.student)
   task = DistillTask(
-    student, base.params, config, base.null_prompt, mesh, tuner, start
+    student, base.params, config, base.null_prompt, mesh, tuner, guard, start
   )
   recipe = dataclasses.replace(
     base.recipe.as_student(student.grid),

@@ -130,6 +130,17 @@ class Student:
     rows = x0, *(jnp.repeat(a, steps, axis=0) for a in text)
     return tuple(jax.lax.stop_gradient(a[:size]) for a in rows)
 
+  def videos(self, params: Params, batch: PyTree, key: Array) -> Array:
+    """Draws finished latents [B, ...], as whoever uses the student does."""
+    shape = batch["latents"].shape
+    return samplers.sample_student(
+      self.predict(params, batch["text"], batch["text_mask"]),
+      self.denoiser.process,
+      jax.random.normal(key, (len(self.grid), *shape)),
+      self.grid,
+      self.config.fresh_noise,
+    )
+
 
 def _video_after_video(steps: Array) -> Array:
   """Rows [R K, ...] of the steps [K, R, ...] of R videos."""

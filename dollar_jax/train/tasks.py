@@ -14,6 +14,7 @@ from dollar_jax.models.lora import adapter_axes, init_adapters
 from dollar_jax.parallel import rules
 from dollar_jax.train import state as states
 from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
+from dollar_jax.train.guard import Guard, GuardState
 from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.reward_tuner import RewardState, RewardTuner
@@ -126,6 +127,13 @@ class TeacherTask:
     """The state as it is."""
     return saved
 
+  def ended(self) -> None:
+    """A teacher is trained to the end."""
+
+  def result(self, state: NetworkState) -> Params:
+    """The teacher, averaged."""
+    return state.averaged
+
   def programs(self, batch: PyTree) -> dict[str, Program]:
     """What a run compiles, by name; see `Program`.
 
@@ -153,11 +161,13 @@ class DistillState:
     student: the few-step student.
     fake_score: the score of the student's own distribution.
     reward: the latent reward model.
+    guard: what is known of the true rewards.
   """
 
   student: NetworkState
   fake_score: NetworkState | None
   reward: RewardState | None
+  guard: GuardState | None = None
 
 
 class DistillTask:
@@ -169,6 +179,7 @@ class DistillTask:
     student_step: jitted; None of its parts is built where its weight is 0.
     score_step: jitted, or None without VSD.
     tuner: the latent reward model's side, or None without a reward.
+    guard: watches the true rewards, or None.
   """
 
   def __init__(
@@ -179,6 +190,7 @@ class DistillTask:
     null_prompt: dict[str, np.ndarray],
     mesh: Mesh,
     tuner: RewardTuner | None = None,
+    guard: Guard | None = None,
     start: dict[str, Params] | None = None,
   ):
     """Prepares the steps; nothing is compiled yet.
@@ -190,11 +202,12 @@ class DistillTask:
       null_prompt: `null_text` [S, D] and `null_mask` [S].
       mesh: where it is trained; arrays are put there by `init`.
       tuner: required with a reward weight.
+      guard: ends a run that spoils the student.
       start: `student` and `fake_score` parameters to start from, adapters
         where the student is one; what is absent starts as the teacher.
     """
     self._config, self._mesh = config, mesh
-    self.student, self.tuner = student, tuner
+    self.student, self.tuner, self.guard = student, tuner, guard
     self._given = start or {}
     self._start = {"student": teacher, "fake_score": teacher} | self._given
     self._teacher, self._null_prompt, self._frozen = teacher, null_prompt, {}
@@ -243,6 +256,7 @@ class DistillTask:
       "score_optimizer": c.vsd_weight > 0
       and _structure(config.score_optimizer),
       "reward": tuner is not None and tuner.description,
+      "guard": guard and guard.description,
     }
 
   def init(self) -> DistillState:
@@ -251,12 +265,14 @@ class DistillTask:
     axes, dtype = self.student.denoiser.logical_axes, self._config.frozen_dtype
     self._frozen["teacher"] = self._put(self._teacher, axes, dtype)
     student = self._network("student", self._optimizer)
-    fake_score = reward = None
+    fake_score = reward = guard = None
     if self.score_step is not None:
       fake_score = self._network("fake_score", self._score_optimizer)
     if self.tuner is not None:
       reward = self.tuner.init()
-    return DistillState(student, fake_score, reward)
+    if self.guard is not None:
+      guard = self.guard.init(student.averaged)
+    return DistillState(student, fake_score, reward, guard)
 
   def _network(self, name: str, optimizer: Any) -> NetworkState:
     """A network's first state, made where it belongs."""
@@ -352,11 +368,30 @@ class DistillTask:
         metrics |= more
       state = state.replace(reward=reward)
       frozen["latent_reward"] = reward.network.params
+    if self.guard is not None and first:
+      state, more = self._look(state, batches, index)
+      metrics |= more
 
     batch, _ = batches.next()
     key = named_key(seed, "student", index)
     student, more = self.student_step(state.student, frozen, batch, key)
-    return state.replace(student=student), more | metrics
+    state, metrics = state.replace(student=student), more | metrics
+    if self.guard is not None and self.guard.due(index + 1):
+      state, more = self._look(state, batches, index + 1)
+      metrics |= more
+    return state, metrics
+
+  def _look(
+    self, state: DistillState, batches: Batches, step: int
+  ) -> tuple[DistillState, dict[str, Any]]:
+    """Has the guard look at the averaged student."""
+    averaged = state.student.averaged
+    sampler = self.student.bind(averaged, self._frozen)
+    guard, metrics, labelled = self.guard.look(
+      state.guard, averaged, sampler, batches, step
+    )
+    metrics |= self.tuner.estimate(state.reward, labelled)
+    return state.replace(guard=guard), metrics
 
   def to_saved(self, state: DistillState) -> PyTree:
     """The state and the labels that the host holds."""
@@ -367,7 +402,20 @@ class DistillTask:
     """Puts the labels back where they were."""
     if self.tuner:
       self.tuner.load_state(saved["labels"])
+    if self.guard:
+      self.guard.restored(saved["networks"].guard)
     return saved["networks"]
+
+  def ended(self) -> str | None:
+    """What the guard says."""
+    return self.guard and self.guard.verdict
+
+  def result(self, state: DistillState) -> Params:
+    """The student, averaged: the last one, or the guard's best."""
+    best = self.ended() or self._config.guard.keep_best
+    if self.guard and best:
+      return state.guard.best_params
+    return state.student.averaged
 
   def programs(self, batch: PyTree) -> dict[str, Program]:
     """What a run compiles, by name; see `Program`.
@@ -402,10 +450,14 @@ class DistillTask:
     found = dict(self._shapes)
     if self.tuner is not None:
       found["latent_reward"] = self.tuner.shapes
-      found["decoder"] = self.tuner.codec
+      found["decoder"] = self.tuner.decoder.shapes
+    if self.guard is not None:
+      found["best"] = found["student"].averaged
     return found
 
   def close(self) -> None:
     """Ends the labelling."""
     if self.tuner:
       self.tuner.close()
+    if self.guard:
+      self.guard.close()

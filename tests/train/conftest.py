@@ -56,6 +56,11 @@ REWARD = DISTILL | {
   "reward.capacity": 16,
   "latent_reward.width": 8,
   "latent_reward.depth": 1,
+  "guard.every": 6,
+  "guard.samples": 4,
+  "guard.watch": ("sharpness",),
+  "guard.reward_fall": 1e9,  # the run is to go on
+  "guard.watch_fall": 1e9,
 }
 RECIPES = {
   "teacher": ("teacher.py", TEACHER),

@@ -59,8 +59,12 @@ def rewards(tmp_path, monkeypatch):
   sys.modules.pop(name, None)
 
 
-ALONE = {"distill__vsd_weight": 0.0, "checkpoint__every": STEPS}
-"""The reward alone: the other losses need not be compiled."""
+ALONE = {
+  "distill__vsd_weight": 0.0,
+  "checkpoint__every": STEPS,
+  "guard__every": 0,
+}
+"""The reward alone: nothing else need be compiled, or calls it."""
 
 
 def test_reward_run_logs_true_and_latent_reward(runs):

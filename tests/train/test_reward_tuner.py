@@ -15,6 +15,7 @@ from dollar_jax.train.config import (
   TrainConfig,
 )
 from dollar_jax.train.reward_tuner import RewardTuner
+from dollar_jax.train.shared_labels import Decoder
 
 LATENT, TEXT, BATCH = (1, 2, 2, 3), (2, 4), 4
 MODULE = "tests_tuner_rewards"
@@ -86,7 +87,10 @@ def _tuner(name, members=1, **reward):
     latent_reward=LatentRewardConfig(width=8, depth=1, members=members),
   )
   codec = _Codec(np.float32(255))
-  tuner = RewardTuner(config, _Student(), codec, LATENT, TEXT, make_mesh())
+  mesh = make_mesh()
+  decoder = Decoder(codec, mesh)
+  decoder.init()
+  tuner = RewardTuner(config, _Student(), decoder, LATENT, TEXT, mesh)
   return tuner, tuner.init()
 
 

@@ -1,0 +1,291 @@
+"""Watches a run that climbs a reward, and ends it before it spoils the student.
+
+A student that climbs a model of a reward finds out, sooner or later, where the
+model is wrong; and where the reward is right, it may still pay with something
+else. So every now and then fresh clips of the averaged student are decoded and
+scored with the true reward, and with rewards that nobody optimises. The best
+student so far is kept. When the true reward has fallen from its best, or a
+watched one from its start, further than allowed, the run ends there, and the
+best student is its result.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+
+from dollar_jax.losses.reward import weighted_sum
+from dollar_jax.parallel import rules
+from dollar_jax.rewards.mixture import Mixture, get_mixture
+from dollar_jax.rewards.scoring import Patience
+from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.labels import LabelledBatch
+from dollar_jax.train.loop import Batches, named_key
+from dollar_jax.train.shared_labels import Decoder, SharedLabeller
+from dollar_jax.train.student_step import Student
+from dollar_jax.typing import Params
+
+_CLEAR = 3.0
+"""Standard errors that a fall must exceed, beside its bound, to count."""
+
+NEVER = -1
+"""The step of what has not happened."""
+
+
+@struct.dataclass
+class GuardState:
+  """What is known of the student's true rewards; a part of the checkpoint.
+
+  Columns are the M rewards that are optimised, then those that are watched.
+
+  Attributes:
+    start: float32 [3, M + G], mean, deviation and count at the first look.
+    best: float32 [3], those of the best weighted sum of the optimised ones.
+    best_step: int32, of that look.
+    best_params: the averaged student of that look.
+    strikes: int32, looks in a row that something had fallen too far.
+    ended: int32, the step at which the guard ended the run.
+    culprit: int32, which of the G had fallen; G is the sum of the others.
+    fall: float32, by how many deviations.
+  """
+
+  start: np.ndarray
+  best: np.ndarray
+  best_step: np.ndarray
+  best_params: Params
+  strikes: np.ndarray
+  ended: np.ndarray
+  culprit: np.ndarray
+  fall: np.ndarray
+
+
+class Guard:
+  """Looks at fresh clips of the averaged student.
+
+  Attributes:
+    description: what must be equal for a checkpoint to fit.
+    verdict: why the run is to end, and which student is kept; None: it goes on.
+  """
+
+  def __init__(
+    self, config: TrainConfig, student: Student, decoder: Decoder, mesh: Mesh
+  ):
+    """Finds the rewards to watch.
+
+    Args:
+      config: the run.
+      student: whose samples are looked at.
+      decoder: makes frames of them.
+      mesh: where they are drawn.
+
+    Raises:
+      ValueError: if there is no such reward, or one is optimised and watched.
+    """
+    self._config, self._settings = config, config.guard
+    optimised = get_mixture(config.reward.name)
+    watched = [get_mixture(name) for name in config.guard.watch]
+    self._mixture = _joined(optimised, watched)
+    self._optimised = len(optimised.names)
+    self._everywhere = rules.replicated(mesh)
+    self._draw = jax.jit(student.videos, out_shardings=rules.by_batch(mesh))
+    reward = config.reward
+    self._labeller = SharedLabeller(
+      decoder,
+      self._mixture,
+      max_failures=reward.max_failures,
+      patience=Patience(reward.timeout, reward.retries),
+    )
+    self.description = {"rewards": self._mixture.name}
+    self.verdict: str | None = None
+
+  def init(self, params: Params) -> GuardState:
+    """Nothing seen yet.
+
+    Args:
+      params: of the student, averaged; they are copied.
+    """
+    columns = len(self._mixture.names)
+
+    def create(params: Params) -> GuardState:
+      count = jnp.full((), NEVER, jnp.int32)
+      return GuardState(
+        start=jnp.zeros((3, columns)),
+        best=jnp.zeros(3),
+        best_step=count,
+        best_params=jax.tree.map(jnp.copy, params),
+        strikes=jnp.zeros((), jnp.int32),
+        ended=count + 0,
+        culprit=count + 0,
+        fall=jnp.zeros(()),
+      )
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, params)
+    shapes = jax.eval_shape(create, params)
+    everywhere = jax.tree.map(lambda _: self._everywhere, shapes)
+    return jax.jit(
+      create, out_shardings=everywhere.replace(best_params=places)
+    )(params)
+
+  def due(self, step: int) -> bool:
+    """Whether to look after `step` updates of the student."""
+    return step % self._settings.every == 0
+
+  def look(
+    self,
+    state: GuardState,
+    averaged: Params,
+    sampler: Params,
+    batches: Batches,
+    step: int,
+  ) -> tuple[GuardState, dict[str, float], list[LabelledBatch]]:
+    """Draws fresh clips, scores them, and judges the run.
+
+    Args:
+      state: what is known so far.
+      averaged: the student, averaged.
+      sampler: what its network computes with.
+      batches: where prompts come from.
+      step: updates of the student so far.
+
+    Returns:
+      The next state; metrics `guard/NAME` of every reward and `guard/sum` of
+      what is optimised, in deviations of the start; the clips and their
+      labels.
+    """
+    labelled = self._label(sampler, batches, step)
+    values = np.concatenate([batch.values for batch in labelled])
+    values = values[np.concatenate([batch.valid for batch in labelled])]
+    if len(values) < 2:  # the rewards gave nothing to judge by
+      return state, {}, labelled
+    before = jax.device_get(state.replace(best_params={}))
+    now, metrics = self._judge(before, values, step)
+    best = state.best_params
+    if now.best_step == step:
+      best = _copy(averaged)
+    self.verdict = self._told(now)
+    now = rules.put(now, self._everywhere).replace(best_params=best)
+    return now, metrics, labelled
+
+  def _judge(
+    self, known: GuardState, values: np.ndarray, step: int
+  ) -> tuple[GuardState, dict[str, float]]:
+    """The next state, from values [N, M + G] of fresh clips, and metrics."""
+    settings, first = self._settings, known.best_step == NEVER
+    now = _summary(values)
+    start = now if first else known.start
+    mean, deviation, _ = start
+    count = self._optimised
+    weights = np.array(self._mixture.weights, np.float32)
+    z = (values - mean) / deviation
+    total = _summary(np.asarray(weighted_sum(z[:, :count], weights[:count])))
+    metrics = dict(zip(self._mixture.names, now[0], strict=True)) | {
+      "sum": total[0]
+    }
+    metrics = {f"guard/{name}": float(v) for name, v in metrics.items()}
+    if first:
+      at = np.int32(step)
+      return known.replace(start=start, best=total, best_step=at), metrics
+
+    # columns of the watched ones, then of the sum of the optimised ones
+    falls = np.append(
+      np.sign(weights) * _falls(start, now) / deviation,
+      _falls(known.best, total),
+    )[count:]
+    limits = np.full(len(falls), settings.watch_fall)
+    limits[-1] = settings.reward_fall
+    excess = falls - limits
+    strikes = known.strikes + 1 if (excess > 0).any() else 0
+    known = known.replace(strikes=np.int32(strikes))
+    if not strikes and total[0] > known.best[0]:
+      known = known.replace(best=total, best_step=np.int32(step))
+    if strikes >= settings.patience:
+      worst = int(np.argmax(excess))
+      known = known.replace(
+        ended=np.int32(step),
+        culprit=np.int32(worst),
+        fall=np.float32(falls[worst]),
+      )
+    return known, metrics
+
+  def _label(
+    self, sampler: Params, batches: Batches, step: int
+  ) -> list[LabelledBatch]:
+    drawn, size = 0, self._config.data.batch_size
+    while drawn < self._settings.samples:
+      batch, prompts = batches.next()
+      key = named_key(self._config.seed, "guard", step, drawn)
+      x0 = self._draw(sampler, batch, key)
+      prompts = batches.all_prompts(prompts)
+      text = batch["text"], batch["text_mask"]
+      self._labeller.submit(step, x0, *text, prompts)
+      drawn += len(x0)
+    return self._labeller.collect(np.inf, size)
+
+  def restored(self, state: GuardState) -> None:
+    """Goes on from a checkpoint."""
+    self.verdict = self._told(jax.device_get(state.replace(best_params={})))
+
+  def _told(self, known: GuardState) -> str | None:
+    if known.ended == NEVER:
+      return None
+    watched = self._mixture.names[self._optimised :]
+    fell, settings = f"{known.fall:.2g} deviations", self._settings
+    if known.culprit < len(watched):
+      what = f"{watched[known.culprit]} was {fell} worse than at the start"
+      bound = f"config.guard.watch_fall is {settings.watch_fall:g}"
+    else:
+      what = f"the true reward was {fell} below its best"
+      bound = f"config.guard.reward_fall is {settings.reward_fall:g}"
+    return (
+      f"the guard stopped the run at step {known.ended}: {what} ({bound}); the "
+      f"student of step {known.best_step} is kept"
+    )
+
+  def close(self) -> None:
+    """Ends the labelling."""
+    self._labeller.close()
+
+
+def _joined(optimised: Mixture, watched: list[Mixture]) -> Mixture:
+  """One mixture, what is optimised first.
+
+  Raises:
+    ValueError: if a reward comes twice, or what is watched is a sum.
+  """
+  rewards, weights = optimised.rewards, optimised.weights
+  for mixture in watched:
+    if len(mixture.rewards) > 1 or abs(mixture.weights[0]) != 1:
+      raise ValueError(
+        f"config.guard.watch has {mixture.name!r}; it takes single rewards, "
+        "such as 'sharpness', or '-motion' where less is better"
+      )
+    if mixture.names[0] in [reward.name for reward in rewards]:
+      raise ValueError(
+        f"config.guard.watch has {mixture.name!r}, which is optimised or comes "
+        "twice; watch others"
+      )
+    rewards, weights = rewards + mixture.rewards, weights + mixture.weights
+  name = " | ".join([optimised.name, *(mixture.name for mixture in watched)])
+  return Mixture(name, rewards, weights)
+
+
+def _summary(values: np.ndarray) -> np.ndarray:
+  """Mean, deviation above 0 and count [3, ...] of values [N, ...]."""
+  mean = values.mean(axis=0)
+  floor = np.maximum(1e-5 * np.abs(mean), 1e-12)  # what may be rounding
+  deviation = np.maximum(values.std(axis=0, ddof=1), floor)
+  count = np.full_like(mean, len(values))
+  return np.stack([mean, deviation, count]).astype(np.float32)
+
+
+def _falls(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+  """How far means have fallen; 0 where that may be chance."""
+  fall = before[0] - now[0]
+  error = np.sqrt(before[1] ** 2 / before[2] + now[1] ** 2 / now[2])
+  return np.where(np.abs(fall) > _CLEAR * error, fall, 0.0)
+
+
+@jax.jit
+def _copy(params: Params) -> Params:
+  return jax.tree.map(jnp.copy, params)

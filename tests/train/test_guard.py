@@ -1,0 +1,232 @@
+"""The guard ends a run that pays for its reward, and keeps the best student."""
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.parallel import rules
+from dollar_jax.parallel.mesh import make_mesh
+from dollar_jax.train import metrics
+from dollar_jax.train.config import (
+  DistillConfig,
+  GuardConfig,
+  RewardConfig,
+  TrainConfig,
+)
+from dollar_jax.train.guard import NEVER, Guard
+from dollar_jax.train.shared_labels import Decoder
+
+WEIGHTS = "model/transformer/diffusion_pytorch_model.safetensors"
+
+
+class _Student:
+  def videos(self, params, batch, key):
+    return batch["latents"]
+
+
+@pytest.fixture
+def guard():
+  """Makes a guard of `2*sharpness - jpeg_size` that watches two more."""
+
+  def make(**settings):
+    settings |= {"every": 10, "watch": ("temporal_flickering", "-motion")}
+    config = TrainConfig(
+      task="distill",
+      distill=DistillConfig(reward_weight=1.0),
+      reward=RewardConfig(name="2*sharpness - jpeg_size"),
+      guard=GuardConfig(**settings),
+    )
+    mesh = make_mesh()
+    codec = LinearVAE(
+      np.zeros((192, 4), np.float32),
+      np.zeros(192, np.float32),
+      np.ones(4, np.float32),
+      (1, 8, 8),
+    )
+    made = Guard(config, _Student(), Decoder(codec, mesh), mesh)
+    params = {"w": rules.put(np.zeros(2, np.float32), rules.replicated(mesh))}
+    return made, made.init(params)
+
+  return make
+
+
+def _values(sharpness=0.0, jpeg=0.0, flicker=0.0, motion=0.0):
+  """Values [64, 4] whose means are given, in deviations."""
+  rng = np.random.default_rng(0)
+  values = rng.standard_normal((64, 4))
+  values = (values - values.mean(0)) / values.std(0, ddof=1)
+  means = np.array([sharpness, jpeg, flicker, motion])
+  scale = np.array([1.0, 100.0, 1e-3, 5.0])
+  return ((values + means) * scale + 7).astype(np.float32)
+
+
+def _see(guard, state, *looks):
+  """The states after some looks, ten steps apart."""
+  states = []
+  for i, values in enumerate(looks):
+    state, _ = guard._judge(state, values, 10 * i)
+    states.append(state)
+  return states
+
+
+def test_the_best_look_is_that_of_the_weighted_sum(guard):
+  made, state = guard()
+  looks = [
+    _values(),
+    _values(sharpness=1),  # (2 * 1) / 3
+    _values(sharpness=1, jpeg=-1),  # (2 + 1) / 3
+    _values(sharpness=1.2),
+  ]
+  states = _see(made, state, *looks)
+  assert [int(s.best_step) for s in states] == [0, 10, 20, 20]
+  sums = [float(s.best[0]) for s in states]
+  np.testing.assert_allclose(sums, [0, 2 / 3, 1, 1], atol=1e-5)
+  assert all(s.ended == NEVER for s in states)
+
+
+@pytest.mark.parametrize(
+  ("look", "what"),
+  [
+    ({"flicker": -1.5}, "temporal_flickering was 1.5 deviations worse than"),
+    ({"motion": 2}, "motion was 2 deviations worse than at the start"),
+    ({"sharpness": -1}, "the true reward was 0.67 deviations below its best"),
+  ],
+)
+def test_a_fall_beyond_its_bound_ends_the_run(guard, look, what):
+  made, state = guard()
+  states = _see(made, state, _values(), _values(**look))
+  assert int(states[1].ended) == 10
+  said = made._told(states[1])
+  assert what in said
+  assert said.startswith("the guard stopped the run at step 10: ")
+  assert said.endswith("the student of step 0 is kept")
+
+
+@pytest.mark.parametrize(
+  "look",
+  [
+    {"flicker": 1.5, "motion": -2},  # both for the better
+    {"flicker": -0.9},  # within its bound of one deviation
+    {"sharpness": 0.5, "jpeg": 0.9},  # one for the other
+  ],
+)
+def test_what_is_within_its_bounds_goes_on(guard, look):
+  made, state = guard()
+  states = _see(made, state, _values(), _values(**look))
+  assert states[1].ended == NEVER
+  assert made._told(states[1]) is None
+
+
+def test_a_fall_that_may_be_chance_does_not_count(guard):
+  made, state = guard(watch_fall=0.1, reward_fall=0.1)
+  few = _values()[:8]
+  states = _see(made, state, few, few - np.array([0.3, 0, 3e-4, 0], np.float32))
+  assert states[1].ended == NEVER
+
+
+def test_patience_waits_for_looks_in_a_row(guard):
+  made, state = guard(patience=2)
+  bad, good = _values(flicker=-3), _values()
+  states = _see(made, state, good, bad, good, bad, bad)
+  assert [int(s.strikes) for s in states] == [0, 1, 0, 1, 2]
+  assert [int(s.ended) for s in states] == [NEVER] * 4 + [40]
+
+
+def test_a_student_that_pays_is_not_the_best(guard):
+  made, state = guard(patience=9)
+  states = _see(made, state, _values(), _values(sharpness=5, flicker=-3))
+  assert int(states[1].best_step) == 0
+
+
+@pytest.mark.parametrize(
+  ("watch", "sentence"),
+  [
+    (("sharpness",), "has 'sharpness', which is optimised or comes twice"),
+    (("motion", "motion"), "has 'motion', which is optimised or comes twice"),
+    (("2*motion",), "has '2*motion'; it takes single rewards"),
+    (("motion + brisque",), "takes single rewards, such as 'sharpness'"),
+    (("motoin",), "did you mean 'motion'?"),
+  ],
+)
+def test_what_cannot_be_watched_is_one_sentence(guard, watch, sentence):
+  config = TrainConfig(
+    task="distill",
+    distill=DistillConfig(reward_weight=1.0),
+    reward=RewardConfig(name="sharpness"),
+    guard=GuardConfig(every=10, watch=watch),
+  )
+  with pytest.raises(ValueError) as refused:
+    Guard(config, _Student(), None, make_mesh())
+  assert sentence in str(refused.value)
+
+
+REWARDS = """
+import numpy as np
+
+looks = 0
+
+
+def brightness(frames, prompts):
+  return frames.mean(axis=(1, 2, 3, 4))
+
+
+def decays(frames, prompts):
+  global looks
+  looks += 1
+  noise = np.random.default_rng(looks).standard_normal(len(frames))
+  return noise - (20 if looks > 6 else 0)
+"""
+
+
+@pytest.fixture
+def rewards(tmp_path, monkeypatch):
+  """Puts a module of rewards on the path; returns its name."""
+  name = f"rewards_of_{tmp_path.name}"
+  (tmp_path / f"{name}.py").write_text(textwrap.dedent(REWARDS))
+  monkeypatch.syspath_prepend(str(tmp_path))
+  yield name
+  sys.modules.pop(name, None)
+
+
+def test_a_run_ends_and_its_best_student_is_the_result(
+  runs, dollar, rewards, read_state, caplog
+):
+  workdir = runs.fresh()
+  changes = {
+    "distill__vsd_weight": 0.0,
+    "reward__name": f"{rewards}:brightness",
+    "guard": {
+      "every": 3,
+      "samples": 8,  # two calls of a reward a look
+      "watch": (f"{rewards}:decays",),
+    },
+  }
+  command = runs.command("reward", workdir, **changes)
+  assert dollar(command)[0] == 0
+  # looks at 0, 3, 6 and 9
+  assert "the guard stopped the run at step 9: " in caplog.text
+  rows = {row["step"]: row for row in metrics.read(workdir)}
+  assert max(rows) == 9
+  watched = [rows[s][f"guard/{rewards}:decays"] for s in (3, 6, 9)]
+  assert watched[2] < -10 < min(watched[:2])
+  assert all("guard/latent" in rows[s] for s in (3, 6, 9))
+
+  state = read_state(workdir, 9)
+  assert state["['networks']['guard']['ended']"] == 9
+  best = load_file(workdir / WEIGHTS)["proj_out.bias"]
+  bias = "['proj_out']['bias']"
+  kept = state[f"['networks']['guard']['best_params']{bias}"]
+  np.testing.assert_array_equal(best, kept)
+  assert not np.array_equal(
+    best, state[f"['networks']['student']['ema']{bias}"]
+  )
+
+  # the same command again has nothing to do, and says so
+  caplog.clear()
+  assert dollar(command)[0] == 0
+  assert "the guard stopped the run at step 9: " in caplog.text
+  assert max(row["step"] for row in metrics.read(workdir)) == 9
