@@ -38,6 +38,34 @@ def ddim_step(
   return alpha * x0 + sigma * implied_noise(process, x_t, x0, t)
 
 
+def renoise_score(
+  process: Process, t: Array, s: Array, eps: Array, fresh: float
+) -> Array:
+  """Gradient with respect to x0 of `renoise_step`'s log-density.
+
+  A step from `t` to `s` is Gaussian, with mean `alpha x0 + sigma sqrt(1 -
+  fresh²) eps_hat`, in which `eps_hat` depends on x0 too, and deviation `sigma
+  fresh`. At the point that `eps` leads to the gradient is
+  `(alpha_s - sigma_s sqrt(1 - fresh²) alpha_t / sigma_t) eps / (sigma_s
+  fresh)`.
+
+  Args:
+    process: the noise process.
+    t: [B] times before the step.
+    s: [B] times after it, above 0.
+    eps: [B, ...] the fresh noise that was drawn.
+    fresh: its share, above 0.
+
+  Returns:
+    [B, ...].
+  """
+  alpha, sigma = levels(process, s, eps)
+  alpha_t, sigma_t = levels(process, t, eps)
+  kept = (1.0 - fresh**2) ** 0.5
+  slope = alpha - sigma * kept * alpha_t / jnp.maximum(sigma_t, 1e-4)
+  return slope * eps / (sigma * fresh)
+
+
 def renoise_step(
   process: Process,
   x_t: Array,

@@ -87,6 +87,27 @@ def reward_force(reward_gradient: Array, floor: float = 1.0) -> Array:
   return scaled / jnp.sqrt(jnp.mean(scaled**2) + floor**2)
 
 
+def policy_force(score: Array, advantage: Array) -> Array:
+  """The push of a policy gradient, of root mean square 1.
+
+  With the gradient of a transition's log-density with respect to the student's
+  answer x0 and the advantage A of the video that it led to, A times that
+  gradient is on average the gradient of the expected reward (DDPO, arXiv
+  2305.13301, Eq. 3). Over the whole batch it is brought to a root mean square
+  of 1, so that its weight is a ratio of forces, as that of `reward_force`.
+
+  Args:
+    score: [K - 1, R, ...], gradients of the log-densities.
+    advantage: float32 [R]; 0 where a video has no reward.
+
+  Returns:
+    float32 [K - 1, R, ...]; 0 if every advantage is.
+  """
+  chex.assert_shape(advantage, score.shape[1:2])
+  raw = score * advantage.reshape(-1, *[1] * (score.ndim - 2))
+  return raw / jnp.sqrt(jnp.mean(raw**2) + 1e-12)
+
+
 def reward_loss(x0: Array, force: Array) -> Array:
   """L_FT's surrogate: its gradient with respect to x0 is −force / size.
 

@@ -94,6 +94,7 @@ class DistillConfig:
     vsd_weight: weight of variational score distillation.
     cd_weight: weight of consistency distillation, beta_CD.
     reward_weight: weight of the latent reward, beta_FT.
+    ddpo_weight: weight of a policy gradient on the true reward itself.
     score_steps: fake-score updates per student update.
     cd_warmup: first updates, by the consistency loss alone: a student of one
       or two steps starts so far from the data that VSD would collapse it.
@@ -116,6 +117,7 @@ class DistillConfig:
   vsd_weight: float = 1.0
   cd_weight: float = 0.5
   reward_weight: float = 0.0
+  ddpo_weight: float = 0.0
   score_steps: int = 5
   cd_warmup: int = 0
   score_warmup: int = 0
@@ -124,6 +126,11 @@ class DistillConfig:
   cd_grid: int = 50
   cd_jump: int = 5
   huber: float = 0.05
+
+  @property
+  def climbs(self) -> bool:
+    """Whether a reward is climbed, in one way or another."""
+    return self.reward_weight > 0 or self.ddpo_weight > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,6 +323,8 @@ class TrainConfig:
       _check(bool(self.teacher), "teacher", self.teacher, teacher)
       _check_distill(self.distill)
       _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
+      if self.distill.ddpo_weight:
+        _check_reward(self.reward)
       if self.distill.reward_weight:
         _check_reward(self.reward)
         batch = self.reward.batch_size
@@ -325,10 +334,10 @@ class TrainConfig:
         every = self.reward.every
         want = f"a multiple of log_every ({self.log_every})"
         _check(every % self.log_every == 0, "reward.every", every, want)
-        _check_guard(self.guard, self.log_every)
-      else:
-        every = self.guard.every
-        _check(not every, "guard.every", every, "0, as reward_weight is 0")
+      every, climbs = self.guard.every, self.distill.climbs
+      want = "0, as neither reward_weight nor ddpo_weight is above 0"
+      _check(climbs or not every, "guard.every", every, want)
+      _check_guard(self.guard, self.log_every)
 
 
 def _check(good: bool, name: str, value: Any, want: str) -> None:
@@ -382,7 +391,11 @@ def _check_distill(d: DistillConfig) -> None:
   check(d.vsd_weight >= 0, "vsd_weight", "0 or more")
   check(d.cd_weight >= 0, "cd_weight", "0 or more")
   check(d.reward_weight >= 0, "reward_weight", "0 or more")
-  total = d.vsd_weight + d.cd_weight + d.reward_weight
+  check(d.ddpo_weight >= 0, "ddpo_weight", "0 or more")
+  noisy = d.fresh_noise > 0 and (len(d.grid) or d.num_steps) > 1
+  want = "0, as the student has no noise between its steps to learn from"
+  check(noisy or not d.ddpo_weight, "ddpo_weight", want)
+  total = d.vsd_weight + d.cd_weight + d.reward_weight + d.ddpo_weight
   check(total > 0, "vsd_weight", "above 0, or another weight must be")
   check(d.score_steps >= 1, "score_steps", "at least 1")
   check(d.score_warmup >= 0, "score_warmup", "0 or more")

@@ -29,6 +29,7 @@ from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
 from dollar_jax.train.guard import Guard
 from dollar_jax.train.loop import CONFIG, Batches, fit
+from dollar_jax.train.policy import Policy
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.shared_labels import Decoder
 from dollar_jax.train.student_step import Student
@@ -266,9 +267,9 @@ def _distillation(
   config: TrainConfig, base: Pipeline, mesh: Mesh
 ) -> tuple[DistillTask, Recipe]:
   student = Student(base.denoiser, config.distill, config.lora_rank)
-  tuner = guard = None
+  tuner = guard = policy = None
+  decoder = Decoder(base.codec, mesh) if config.distill.climbs else None
   if config.distill.reward_weight:
-    decoder = Decoder(base.codec, mesh)
     tuner = RewardTuner(
       config,
       student,
@@ -277,8 +278,10 @@ def _distillation(
       base.null_prompt["null_text"].shape,
       mesh,
     )
-    if config.guard.every:
-      guard = Guard(config, student, decoder, mesh)
+  if config.distill.ddpo_weight:
+    policy = Policy(config, student, decoder, mesh)
+  if config.guard.every:
+    guard = Guard(config, student, decoder, mesh)
   start = None
   if config.student:
     start = _start(config.student, config.scan, config.lora_rank)
@@ -287,7 +290,15 @@ def _distillation(
       like = init_adapters(jax.random.key(0), like, config.lora_rank)
     _check_start(start, like, config.student)
   task = DistillTask(
-    student, base.params, config, base.null_prompt, mesh, tuner, guard, start
+    student,
+    base.params,
+    config,
+    base.null_prompt,
+    mesh,
+    tuner,
+    guard,
+    policy,
+    start,
   )
   recipe = dataclasses.replace(
     base.recipe.as_student(student.grid),

@@ -32,7 +32,7 @@ class Decoder:
     """
     if jax.process_count() > 1:  # a process decodes its own share
       mesh = make_mesh(devices=jax.local_devices())
-    self._mesh, self._given = mesh, codec
+    self._mesh, self._given, self._codec = mesh, codec, None
     self.shapes = rules.placed(codec, rules.replicated(mesh))
 
     def decode(codec: Any, x0: Array) -> Array:
@@ -42,8 +42,9 @@ class Decoder:
     self._decode = jax.jit(decode)
 
   def init(self) -> None:
-    """Puts the codec on the devices."""
-    self._codec = rules.put(self._given, rules.replicated(self._mesh))
+    """Puts the codec on the devices, once."""
+    if self._codec is None:
+      self._codec = rules.put(self._given, rules.replicated(self._mesh))
 
   def __call__(self, x0: Array) -> Array:
     """Decodes latents [B, T, H, W, C] that lie on these devices."""

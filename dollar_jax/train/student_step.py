@@ -16,7 +16,7 @@ import optax
 from dollar_jax.diffusion import process as processes
 from dollar_jax.diffusion import samplers, timesteps
 from dollar_jax.diffusion.guidance import guided
-from dollar_jax.diffusion.solvers import ddim_step
+from dollar_jax.diffusion.solvers import ddim_step, renoise_score
 from dollar_jax.losses.consistency import pseudo_huber
 from dollar_jax.losses.reward import reward_force, reward_loss
 from dollar_jax.losses.vsd import vsd_gradient, vsd_loss
@@ -130,6 +130,30 @@ class Student:
     rows = x0, *(jnp.repeat(a, steps, axis=0) for a in text)
     return tuple(jax.lax.stop_gradient(a[:size]) for a in rows)
 
+  def transitions(self, params: Params, batch: PyTree, key: Array) -> tuple:
+    """Draws R = ceil(B / (K - 1)) videos and keeps what each step did.
+
+    Returns:
+      The videos' latents [R, ...], and of the K - 1 steps that add noise
+      (x_t [K - 1, R, ...], t [K - 1, R], the gradient of the log-density with
+      respect to x0 [K - 1, R, ...], text, text_mask [K - 1, R, ...]).
+    """
+    steps, fresh = len(self.grid), self.config.fresh_noise
+    text, mask = (batch[k][:: steps - 1] for k in ("text", "text_mask"))
+    shape = (steps, len(text), *batch["latents"].shape[1:])
+    noises = jax.random.normal(key, shape)
+    predict = self.predict(params, text, mask)
+    process, grid = self.denoiser.process, jnp.asarray(self.grid)
+    inputs, _ = samplers.student_path(predict, process, noises, grid, fresh)
+    t = jnp.broadcast_to(grid[:, None], shape[:2])
+    x0 = predict(inputs[-1], t[-1])
+    score = jax.vmap(renoise_score, (None, 0, 0, 0, None))(
+      process, t[:-1], t[1:], noises[1:], fresh
+    )
+    path = inputs[:-1], t[:-1], score
+    texts = (jnp.stack([a] * (steps - 1)) for a in (text, mask))
+    return x0, (*path, *texts)
+
   def videos(self, params: Params, batch: PyTree, key: Array) -> Array:
     """Draws finished latents [B, ...], as whoever uses the student does."""
     shape = batch["latents"].shape
@@ -212,7 +236,8 @@ def make_student_step(
 
   `frozen` needs `teacher`, `null_text` [S, D] and `null_mask` [S];
   `fake_score` with VSD, `latent_reward` with a reward. `batch` needs
-  `latents` [B, T, H, W, C], `text` [B, S, D] and `text_mask` [B, S].
+  `latents` [B, T, H, W, C], `text` [B, S, D] and `text_mask` [B, S]; with DDPO
+  `policy`, see `policy.Policy.rows`.
   """
   c = student.config
 
@@ -242,6 +267,10 @@ def make_student_step(
         total += c.reward_weight * reward_loss(x0, pull)
         metrics["latent_reward"] = score
         metrics["reward_force"] = jnp.sqrt(jnp.mean(pull**2))
+      if c.ddpo_weight:
+        x_t, t, push, *text = batch["policy"]
+        moved = student.predict(params, *text)(x_t, t)
+        total += c.ddpo_weight * reward_loss(moved, push)
       if c.cd_weight:
         loss = _consistency_loss(student, params, with_ema, batch, cd_key)
         total += c.cd_weight * loss

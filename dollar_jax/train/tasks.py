@@ -17,6 +17,7 @@ from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
 from dollar_jax.train.guard import Guard, GuardState
 from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.policy import Policy
 from dollar_jax.train.reward_tuner import RewardState, RewardTuner
 from dollar_jax.train.score_step import make_score_step
 from dollar_jax.train.state import NetworkState
@@ -180,6 +181,7 @@ class DistillTask:
     score_step: jitted, or None without VSD.
     tuner: the latent reward model's side, or None without a reward.
     guard: watches the true rewards, or None.
+    policy: the policy gradient's side, or None without it.
   """
 
   def __init__(
@@ -191,6 +193,7 @@ class DistillTask:
     mesh: Mesh,
     tuner: RewardTuner | None = None,
     guard: Guard | None = None,
+    policy: Policy | None = None,
     start: dict[str, Params] | None = None,
   ):
     """Prepares the steps; nothing is compiled yet.
@@ -203,11 +206,13 @@ class DistillTask:
       mesh: where it is trained; arrays are put there by `init`.
       tuner: required with a reward weight.
       guard: ends a run that spoils the student.
+      policy: required with a DDPO weight.
       start: `student` and `fake_score` parameters to start from, adapters
         where the student is one; what is absent starts as the teacher.
     """
     self._config, self._mesh = config, mesh
-    self.student, self.tuner, self.guard = student, tuner, guard
+    self.student, self.tuner = student, tuner
+    self.guard, self.policy = guard, policy
     self._given = start or {}
     self._start = {"student": teacher, "fake_score": teacher} | self._given
     self._teacher, self._null_prompt, self._frozen = teacher, null_prompt, {}
@@ -228,7 +233,9 @@ class DistillTask:
     )
     self._shapes = {"student": self._placed("student", self._optimizer)}
     self.student_step = jitted(step, self._shapes["student"])
-    alone = dataclasses.replace(c, vsd_weight=0.0, reward_weight=0.0)
+    alone = dataclasses.replace(
+      c, vsd_weight=0.0, reward_weight=0.0, ddpo_weight=0.0
+    )
     self._warmup_step = jitted(
       make_student_step(
         dataclasses.replace(student, config=alone),
@@ -257,6 +264,7 @@ class DistillTask:
       and _structure(config.score_optimizer),
       "reward": tuner is not None and tuner.description,
       "guard": guard and guard.description,
+      "policy": policy and policy.description,
     }
 
   def init(self) -> DistillState:
@@ -270,6 +278,8 @@ class DistillTask:
       fake_score = self._network("fake_score", self._score_optimizer)
     if self.tuner is not None:
       reward = self.tuner.init()
+    if self.policy is not None:
+      self.policy.decoder.init()
     if self.guard is not None:
       guard = self.guard.init(student.averaged)
     return DistillState(student, fake_score, reward, guard)
@@ -373,6 +383,10 @@ class DistillTask:
       metrics |= more
 
     batch, _ = batches.next()
+    if self.policy is not None:
+      sampler = self.student.bind(state.student.params, frozen)
+      rows, more = self.policy.rows(sampler, batches, index)
+      batch, metrics = {**batch, "policy": rows}, metrics | more
     key = named_key(seed, "student", index)
     student, more = self.student_step(state.student, frozen, batch, key)
     state, metrics = state.replace(student=student), more | metrics
@@ -390,7 +404,8 @@ class DistillTask:
     guard, metrics, labelled = self.guard.look(
       state.guard, averaged, sampler, batches, step
     )
-    metrics |= self.tuner.estimate(state.reward, labelled)
+    if self.tuner is not None:
+      metrics |= self.tuner.estimate(state.reward, labelled)
     return state.replace(guard=guard), metrics
 
   def to_saved(self, state: DistillState) -> PyTree:
@@ -442,6 +457,10 @@ class DistillTask:
       sampler = self.student.bind(student.params, frozen)
       found |= self.tuner.programs(sampler, batch, key)
       frozen["latent_reward"] = self.tuner.shapes.params
+    if self.policy is not None:
+      sampler = self.student.bind(student.params, frozen)
+      more, rows = self.policy.programs(sampler, batch, key)
+      found, batch = more | found, batch | {"policy": rows}
     args = student, frozen, batch, key
     return {"student": Program(self.student_step, args), **found}
 
@@ -450,7 +469,8 @@ class DistillTask:
     found = dict(self._shapes)
     if self.tuner is not None:
       found["latent_reward"] = self.tuner.shapes
-      found["decoder"] = self.tuner.decoder.shapes
+    if self.tuner or self.policy:
+      found["decoder"] = (self.tuner or self.policy).decoder.shapes
     if self.guard is not None:
       found["best"] = found["student"].averaged
     return found
@@ -461,3 +481,5 @@ class DistillTask:
       self.tuner.close()
     if self.guard:
       self.guard.close()
+    if self.policy:
+      self.policy.close()

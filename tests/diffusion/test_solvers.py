@@ -1,5 +1,6 @@
 """One step along the path from noise to data."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from dollar_jax.diffusion.process import (
   from_x0,
   levels,
 )
-from dollar_jax.diffusion.solvers import ddim_step, implied_noise, renoise_step
+from dollar_jax.diffusion.solvers import (
+  ddim_step,
+  implied_noise,
+  renoise_score,
+  renoise_step,
+)
 
 PROCESSES = [
   pytest.param(FlowProcess(), id="flow"),
@@ -130,3 +136,21 @@ def test_shapes_must_agree(arrays):
   x_t, x0, _ = arrays
   with pytest.raises(AssertionError):
     ddim_step(FlowProcess(), x_t, x0[..., :1], T, S)
+
+
+@every_process
+@pytest.mark.parametrize("fresh", [0.3, 1.0])
+def test_score_is_the_gradient_of_the_log_density(process, fresh):
+  t, s = jnp.array([1.0, 0.8, 0.6]), jnp.array([0.7, 0.4, 0.1])
+  x_t, x0, eps = np.random.default_rng(1).standard_normal((3, 3, 2, 4))
+  x_t, x0, eps = (jnp.asarray(a, jnp.float32) for a in (x_t, x0, eps))
+  reached = renoise_step(process, x_t, x0, t, s, eps, fresh)
+  _, sigma = levels(process, s, x0)
+
+  def log_density(x0):
+    mean = renoise_step(process, x_t, x0, t, s, jnp.zeros_like(eps), fresh)
+    return jax.scipy.stats.norm.logpdf(reached, mean, fresh * sigma).sum()
+
+  found = renoise_score(process, t, s, eps, fresh)
+  wanted = jax.grad(log_density)(x0)
+  np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-4)

@@ -9,6 +9,7 @@ import pytest
 
 from dollar_jax.losses.reward import (
   RewardStatistics,
+  policy_force,
   reward_force,
   reward_loss,
   reward_matching_loss,
@@ -241,3 +242,26 @@ def test_statistics_are_arrays_that_a_checkpoint_can_hold():
   leaves = jax.tree.leaves(RewardStatistics.create())
   assert [leaf.dtype for leaf in leaves] == [jnp.float32] * 3
   assert len({id(leaf) for leaf in leaves}) == 3
+
+
+def test_policy_force_is_advantage_by_score_at_unit_size():
+  score = _normal(4, 3, 5, 2, 2)
+  advantage = _normal(5, 5)
+  force = policy_force(score, advantage)
+  assert float(jnp.mean(force**2)) == pytest.approx(1.0, rel=1e-5)
+  ratio = force / (score * advantage[:, None, None])
+  np.testing.assert_allclose(ratio, ratio.ravel()[0], rtol=1e-5)
+  assert float(ratio.ravel()[0]) > 0
+  np.testing.assert_array_equal(policy_force(score, jnp.zeros(5)), 0 * score)
+
+
+def test_policy_force_climbs_an_expected_reward():
+  """Of x ~ N(x0, 0.5²) and the reward -|x - 2|, on average."""
+  eps = _normal(6, 1, 4000, 1)
+  x0 = jnp.zeros(4000)
+  reward = -jnp.abs(x0 + 0.5 * eps[0, :, 0] - 2.0)
+  advantage = (reward - reward.mean()) / reward.std()
+  force = policy_force(eps / 0.5, advantage)[0, :, 0]
+  error = float(force.std()) / 4000**0.5
+  # d E[R] / d x0 = P(x < 2) - P(x > 2) > 0.99, all reward's variance is eps's
+  assert float(force.mean()) > 20 * error

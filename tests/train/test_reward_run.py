@@ -131,6 +131,40 @@ def test_labels_in_the_background_train_as_well(runs, dollar, rewards):
   assert any("true_reward" in row for row in rows)
 
 
+def test_a_policy_gradient_needs_no_latent_model(
+  runs, dollar, rewards, read_state
+):
+  workdir = runs.fresh()
+  changes = ALONE | {
+    "distill__reward_weight": 0.0,
+    "distill__ddpo_weight": 1.0,
+    "reward__name": f"{rewards}:brightness",
+  }
+  assert dollar(runs.command("reward", workdir, **changes))[0] == 0
+  rows = metrics.read(workdir)
+  assert len(rows) == STEPS
+  for row in rows:
+    assert np.isfinite(row["true_reward"])
+    assert row["label_failures"] == 0
+  state = read_state(workdir, STEPS)
+  assert not any("reward" in name for name in state)
+
+
+@pytest.mark.parametrize(
+  ("changes", "sentence"),
+  [
+    (
+      {"distill__num_steps": 1},
+      "config.distill.ddpo_weight is 1.0; it must be",
+    ),
+    ({"distill__fresh_noise": 0.0}, "no noise between its steps to learn from"),
+  ],
+)
+def test_a_policy_gradient_needs_noise(runs, refusal, changes, sentence):
+  changes = changes | {"distill__ddpo_weight": 1.0}
+  assert sentence in refusal(runs.command("reward", runs.fresh(), **changes))
+
+
 @pytest.mark.parametrize(
   ("name", "sentence"),
   [

@@ -15,8 +15,8 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from dollar_jax.diffusion.process import FlowProcess
-from dollar_jax.diffusion.solvers import implied_noise
+from dollar_jax.diffusion.process import FlowProcess, levels
+from dollar_jax.diffusion.solvers import implied_noise, renoise_step
 from dollar_jax.losses.reward import reward_force
 from dollar_jax.losses.vsd import vsd_loss
 from dollar_jax.models.denoiser import Denoiser, make_wan
@@ -294,6 +294,53 @@ def test_reward_alone_needs_neither_teacher_nor_fake_score():
   assert float(metrics["latent_reward"]) == pytest.approx(
     float(x0.mean()), abs=1e-5
   )
+
+
+# The policy gradient.
+
+
+@pytest.mark.parametrize("fresh", [0.5, 1.0])
+def test_transitions_come_with_the_gradient_of_their_log_density(fresh):
+  student = _student(num_steps=3, grid_shift=2.0, fresh_noise=fresh)
+  params, batch = _line(), _batch(5)
+  x0, path = student.transitions(params, batch, jax.random.key(4))
+  x_t, t, score, *text = path
+  assert x0.shape == (3, *LATENT)  # of every second prompt
+  np.testing.assert_array_equal(text[0][1], batch["text"][::2])
+  process, s = LINE.process, jnp.full(3, student.grid[1])
+  predict = student.predict(params, text[0][0], text[1][0])
+  answer = predict(x_t[0], t[0])
+  _, sigma = levels(process, s, answer)
+
+  def log_density(answer):
+    quiet = jnp.zeros_like(answer)
+    mean = renoise_step(process, x_t[0], answer, t[0], s, quiet, fresh)
+    return jax.scipy.stats.norm.logpdf(x_t[1], mean, fresh * sigma).sum()
+
+  wanted = jax.grad(log_density)(answer)
+  np.testing.assert_allclose(score[0], wanted, rtol=2e-3, atol=1e-3)
+  np.testing.assert_allclose(predict(x_t[0], t[0]), answer, rtol=1e-6)
+
+
+def test_policy_gradient_alone_moves_the_answers_along_the_force():
+  weights = {"vsd_weight": 0.0, "cd_weight": 0.0, "ddpo_weight": 3.0}
+  student = _student(num_steps=3, **weights)
+  params, batch = _line(), _batch(4)
+  _, path = student.transitions(params, batch, jax.random.key(4))
+  x_t, t, _, *text = (a[0] for a in path)
+  push = jnp.asarray(np.random.default_rng(3).standard_normal(x_t.shape))
+  rows = {**batch, "policy": (x_t, t, push, *text)}
+  after, _ = _update(make_student_step, params, _null(), rows, student)
+
+  def surrogate(params):
+    answer = student.predict(params, *text)(x_t, t)
+    return -3.0 * jnp.mean(push * answer)
+
+  slopes = jax.grad(surrogate)(params)
+  for name, slope in slopes.items():
+    moved = after.params[name] - params[name]
+    np.testing.assert_allclose(moved, -slope, rtol=1e-4, atol=1e-7)
+    assert abs(float(slope[0])) > 1e-4
 
 
 # A true network.
