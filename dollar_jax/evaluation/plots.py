@@ -96,6 +96,39 @@ def reward_curves(
   return figure
 
 
+def guard_curves(rows: Rows, optimised: Sequence[str]) -> bytes:
+  """What a guard saw: what is optimised beside what is only watched.
+
+  Args:
+    rows: metrics of a run with a guard, "guard/NAME" for each reward.
+    optimised: names of the rewards that are climbed; the latent model's
+      estimate of their sum, if there is one, shares the first plot.
+
+  Returns:
+    a PNG file, on white.
+
+  Raises:
+    ValueError: if no row has such metrics.
+  """
+  main = f"guard/{optimised[0]}" if len(optimised) == 1 else "guard/sum"
+  known = {key for row in rows for key in row if key.startswith("guard/")}
+  hidden = {main, "guard/sum", "guard/latent", "guard/latent_spearman"}
+  titles = {main: f"optimised: {main.removeprefix('guard/')}"}
+  for key in sorted(known - hidden):
+    name = key.removeprefix("guard/")
+    titles[key] = ("part: " if name in optimised else "watched: ") + name
+  figure = curves(rows, titles)
+  first = figure.axes[0]
+  first.lines[0].set_label("true")
+  if "guard/latent" in known:
+    points = _series(rows, "step", "guard/latent")
+    first.plot(*points, "s--", color=COLORS[1], label="latent model")
+  first.legend(loc="best", frameon=False)
+  file = io.BytesIO()
+  figure.savefig(file, format="png", dpi=120)
+  return file.getvalue()
+
+
 def contact_sheet(
   clips: np.ndarray,
   rows: Sequence[str],

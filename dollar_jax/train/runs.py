@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
+from dollar_jax.evaluation.plots import guard_curves
 from dollar_jax.interop import buckets
 from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.pipeline import Pipeline, Recipe
@@ -24,7 +25,8 @@ from dollar_jax.models.lora import init_adapters
 from dollar_jax.models.wan import WanConfig
 from dollar_jax.parallel import processes
 from dollar_jax.parallel.mesh import check_batch, make_mesh, process_rows
-from dollar_jax.train import datasets
+from dollar_jax.rewards.mixture import get_mixture
+from dollar_jax.train import datasets, metrics
 from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
 from dollar_jax.train.guard import Guard
@@ -35,6 +37,9 @@ from dollar_jax.train.shared_labels import Decoder
 from dollar_jax.train.student_step import Student
 from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import Params
+
+GUARD_PLOT = "guard.png"
+"""What a guard saw of a run, drawn when the run has ended."""
 
 RECIPE = "recipe.json"
 """How the result is sampled, for whoever opens a run before it is finished."""
@@ -96,6 +101,10 @@ def train(
   result = _trained(base, trained, recipe, config)
   if processes.is_first():
     result.save(folder / "model", config=to_dict(config))
+    if config.guard.every:
+      names = get_mixture(config.reward.name).names
+      picture = guard_curves(metrics.read(folder), names)
+      (folder / GUARD_PLOT).write_bytes(picture)
   processes.wait_for_all("model")
   return result
 

@@ -41,6 +41,30 @@ def test_latent_and_true_reward_share_one_pair_of_axes():
   assert len(axes.get_legend().texts) == 2
 
 
+def test_a_guard_s_plot_has_what_is_climbed_and_what_is_watched(monkeypatch):
+  drawn = []
+  draw = plots.curves
+
+  def watch(*args, **kwargs):
+    drawn.append(draw(*args, **kwargs))
+    return drawn[-1]
+
+  monkeypatch.setattr(plots, "curves", watch)
+  row = {"guard/a": 2.0, "guard/b": 3.0, "guard/sum": 0.5, "guard/latent": 2.5}
+  rows = [{"step": 0, "vsd": 1.0, **row}, {"step": 9, **row}]
+  png = plots.guard_curves(rows, ["a"])
+  assert Image.open(io.BytesIO(png)).format == "PNG"
+  plots.guard_curves(rows, ["a", "b"])
+  titles = [[ax.get_title("left") for ax in f.axes] for f in drawn]
+  assert titles == [
+    ["optimised: a", "watched: b"],
+    ["optimised: sum", "part: a", "part: b"],
+  ]
+  true, latent = drawn[0].axes[0].lines
+  assert points(true) == [(0, 2.0), (9, 2.0)]
+  assert points(latent) == [(0, 2.5), (9, 2.5)]
+
+
 def test_a_metric_that_is_nowhere_is_named():
   message = "no row has the metric 'vds' .* lrm_reward, true_reward, vsd"
   with pytest.raises(ValueError, match=message):

@@ -5,6 +5,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from dollar_jax.models.linear_vae import LinearVAE
@@ -224,6 +225,9 @@ def test_a_run_ends_and_its_best_student_is_the_result(
   assert not np.array_equal(
     best, state[f"['networks']['student']['ema']{bias}"]
   )
+
+  with Image.open(workdir / "guard.png") as picture:
+    assert picture.width > picture.height > 100
 
   # the same command again has nothing to do, and says so
   caplog.clear()
