@@ -12,6 +12,7 @@ from benchmarks import (
   against_diffusers,
   convert_memory,
   decode_memory,
+  labelling_cost,
   run_overhead,
   sampling_speed,
   step_cost,
@@ -211,6 +212,18 @@ def test_blocks_with_a_save_are_told_from_those_without():
   assert run_overhead.medians(times, 3) == (3.0, 3.5)
   with pytest.raises(ValueError, match="too few"):
     run_overhead.medians(times[:8], 3)
+
+
+def test_the_reward_is_slow_in_every_second_block(monkeypatch):
+  blocks = labelling_cost.Blocks
+  monkeypatch.setattr(blocks, "size", 3)
+  monkeypatch.setattr(blocks, "times", [])
+  slept = []
+  for step in range(15):
+    slept.append(labelling_cost.seconds_to_sleep())
+    blocks.times.append(100.0 + 2 * step)
+  # the first block compiles and the second tells how long an update takes
+  assert slept == [0] * 9 + [2] * 3 + [0] * 3
 
 
 def test_memory_of_decoding_does_not_grow_with_the_clip(monkeypatch):
