@@ -128,6 +128,13 @@ class DistillConfig:
   huber: float = 0.05
 
   @property
+  def consistency_alone(self) -> "DistillConfig":
+    """The losses of the first `cd_warmup` updates."""
+    return dataclasses.replace(
+      self, vsd_weight=0.0, reward_weight=0.0, ddpo_weight=0.0
+    )
+
+  @property
   def climbs(self) -> bool:
     """Whether a reward is climbed, in one way or another."""
     return self.reward_weight > 0 or self.ddpo_weight > 0

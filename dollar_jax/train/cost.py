@@ -140,6 +140,8 @@ def student_ideal(
   if c.cd_weight:
     parts |= {"CD student": trained, "CD teacher": guided}
     parts["CD target"] = net.forward
+  if c.ddpo_weight:
+    parts["DDPO student"] = trained
   return parts
 
 

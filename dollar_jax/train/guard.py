@@ -9,6 +9,8 @@ watched one from its start, further than allowed, the run ends there, and the
 best student is its result.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +23,10 @@ from dollar_jax.rewards.mixture import Mixture, get_mixture
 from dollar_jax.rewards.scoring import Patience
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.labels import LabelledBatch
-from dollar_jax.train.loop import Batches, named_key
+from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.shared_labels import Decoder, SharedLabeller
 from dollar_jax.train.student_step import Student
-from dollar_jax.typing import Params
+from dollar_jax.typing import Params, PyTree
 
 _CLEAR = 3.0
 """Standard errors that a fall must exceed, beside its bound, to count."""
@@ -108,15 +110,15 @@ class Guard:
     columns = len(self._mixture.names)
 
     def create(params: Params) -> GuardState:
-      count = jnp.full((), NEVER, jnp.int32)
+      never = jnp.full((), NEVER, jnp.int32)
       return GuardState(
         start=jnp.zeros((3, columns)),
         best=jnp.zeros(3),
-        best_step=count,
+        best_step=never,
         best_params=jax.tree.map(jnp.copy, params),
         strikes=jnp.zeros((), jnp.int32),
-        ended=count + 0,
-        culprit=count + 0,
+        ended=never,
+        culprit=never,
         fall=jnp.zeros(()),
       )
 
@@ -126,6 +128,10 @@ class Guard:
     return jax.jit(
       create, out_shardings=everywhere.replace(best_params=places)
     )(params)
+
+  def program(self, sampler: Params, batch: PyTree, key: Any) -> Program:
+    """What a run compiles for the looks, for placed shapes."""
+    return Program(self._draw, (sampler, batch, key))
 
   def due(self, step: int) -> bool:
     """Whether to look after `step` updates of the student."""

@@ -180,9 +180,8 @@ def expectations(
     ideals["teacher"] = {"teacher": net.forward + net.backward}
   else:
     c, critic = config.distill, cost.Cost(0, 0)
-    trained["student"] = bool(c.vsd_weight or c.reward_weight) + bool(
-      c.cd_weight
-    )
+    used = c.vsd_weight or c.reward_weight, c.cd_weight, c.ddpo_weight
+    trained["student"] = sum(map(bool, used))
     if task.tuner is not None:
       count = functools.partial(
         cost.latent_reward_cost, task.tuner.model.config
@@ -192,8 +191,7 @@ def expectations(
       ideals["reward"] = {"reward": fitted.forward + fitted.backward}
       ideals["sampler"] = {"samples": net.forward}
     ideals["student"] = cost.student_ideal(student, net, critic)
-    alone = dataclasses.replace(c, vsd_weight=0.0, reward_weight=0.0)
-    alone = dataclasses.replace(student, config=alone)
+    alone = dataclasses.replace(student, config=c.consistency_alone)
     ideals["warm-up"] = cost.student_ideal(alone, net, critic)
     ideals["score"] = cost.score_ideal(net)
   found = {}
@@ -287,8 +285,11 @@ def update_total(
   runs = dict.fromkeys(rows, 1.0)
   if config.task == "distill":
     runs["score"] = config.distill.score_steps
-    labelled = config.reward.labels / config.data.batch_size
-    runs["sampler"] = runs["decode"] = labelled / config.reward.every
+    size, guard = config.data.batch_size, config.guard
+    runs["sampler"] = config.reward.labels / size / config.reward.every
+    runs["guard"] = guard.every and guard.samples / size / guard.every
+    decoded = "sampler", "guard", "policy"
+    runs["decode"] = sum(runs[name] for name in decoded if name in rows)
     runs["reward"] = config.reward.steps / config.reward.every
     runs["warm-up"] = 0.0
   bound = flops = 0.0

@@ -345,7 +345,8 @@ def _start(path: str, scan: bool, lora_rank: int) -> dict[str, Params]:
 
 def _run_config(path: str) -> TrainConfig:
   """The config of a run's folder."""
-  return from_config_dict(read_json(buckets.place(path) / CONFIG))
+  file = buckets.place(path) / CONFIG
+  return from_config_dict(read_json(file), prefix=str(file))
 
 
 def _check_start(start: dict[str, Params], teacher: Params, name: str) -> None:

@@ -233,12 +233,9 @@ class DistillTask:
     )
     self._shapes = {"student": self._placed("student", self._optimizer)}
     self.student_step = jitted(step, self._shapes["student"])
-    alone = dataclasses.replace(
-      c, vsd_weight=0.0, reward_weight=0.0, ddpo_weight=0.0
-    )
     self._warmup_step = jitted(
       make_student_step(
-        dataclasses.replace(student, config=alone),
+        dataclasses.replace(student, config=c.consistency_alone),
         self._optimizer,
         config.optimizer,
       ),
@@ -453,12 +450,13 @@ class DistillTask:
         held["teacher"] = shapes["teacher"]
       args = shapes["fake_score"], held, batch, key
       found["score"] = Program(self.score_step, args)
+    sampler = self.student.bind(student.params, frozen)
     if self.tuner is not None:
-      sampler = self.student.bind(student.params, frozen)
       found |= self.tuner.programs(sampler, batch, key)
       frozen["latent_reward"] = self.tuner.shapes.params
+    if self.guard is not None:
+      found["guard"] = self.guard.program(sampler, batch, key)
     if self.policy is not None:
-      sampler = self.student.bind(student.params, frozen)
       more, rows = self.policy.programs(sampler, batch, key)
       found, batch = more | found, batch | {"policy": rows}
     args = student, frozen, batch, key

@@ -232,6 +232,8 @@ def step_traffic(
     part += net.forward(pairs * rows) + net.forward(rows)
   if c.cd_weight:
     part += consistency
+  if c.ddpo_weight:
+    part += net.trained(rows)
   found["student"] = times(count, part)
   if simulated and (c.vsd_weight or c.reward_weight):
     found["student"] += times(steps - 1, net.forward(rollouts))
