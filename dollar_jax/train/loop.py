@@ -199,7 +199,9 @@ def fit(
       _check_finite(behind, index, config.task)
       behind = metrics
       last = step == config.steps or task.ended() is not None
-      if step % config.log_every == 0 or last:
+      # the guard's first look comes when it comes
+      looked = any(name.startswith("guard/") for name in metrics)
+      if step % config.log_every == 0 or last or looked:
         row = jax.device_get(metrics)
         if log is not None:
           log.write(step, row)
