@@ -20,7 +20,6 @@ from jax.sharding import Mesh
 from dollar_jax.losses.reward import weighted_sum
 from dollar_jax.parallel import rules
 from dollar_jax.rewards.mixture import Mixture, get_mixture
-from dollar_jax.rewards.scoring import Patience
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.labels import LabelledBatch
 from dollar_jax.train.loop import Batches, Program, named_key
@@ -91,13 +90,7 @@ class Guard:
     self._optimised = len(optimised.names)
     self._everywhere = rules.replicated(mesh)
     self._draw = jax.jit(student.videos, out_shardings=rules.by_batch(mesh))
-    reward = config.reward
-    self._labeller = SharedLabeller(
-      decoder,
-      self._mixture,
-      max_failures=reward.max_failures,
-      patience=Patience(reward.timeout, reward.retries),
-    )
+    self._labeller = SharedLabeller(decoder, self._mixture, config.reward)
     self.description = {"rewards": self._mixture.name}
     self.verdict: str | None = None
 

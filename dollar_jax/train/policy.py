@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from dollar_jax.losses.reward import policy_force, weighted_sum
 from dollar_jax.parallel import rules
 from dollar_jax.rewards.mixture import get_mixture
-from dollar_jax.rewards.scoring import Patience
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.shared_labels import Decoder, SharedLabeller
@@ -55,14 +54,8 @@ class Policy:
     self._everywhere = rules.replicated(mesh)
     self._draw = jax.jit(student.transitions)
     self._aim = jax.jit(_aim, static_argnums=2, out_shardings=self._by_batch)
-    reward = config.reward
-    self._labeller = SharedLabeller(
-      decoder,
-      self._rewards,
-      max_failures=reward.max_failures,
-      patience=Patience(reward.timeout, reward.retries),
-    )
-    self.description = {"name": reward.name}
+    self._labeller = SharedLabeller(decoder, self._rewards, config.reward)
+    self.description = {"name": config.reward.name}
 
   def rows(
     self, sampler: Params, batches: Batches, index: int

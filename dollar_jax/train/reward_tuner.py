@@ -14,7 +14,6 @@ from dollar_jax.losses.reward import RewardStatistics, weighted_sum
 from dollar_jax.models.latent_reward import LatentReward
 from dollar_jax.parallel import rules
 from dollar_jax.rewards.mixture import get_mixture
-from dollar_jax.rewards.scoring import Patience
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.labels import LabelCounts, LabelledBatch, spearman
@@ -112,11 +111,7 @@ class RewardTuner:
       settings.labelling == "auto" and decoder.on_cpu
     )
     self._labeller = SharedLabeller(
-      decoder,
-      rewards,
-      workers=0 if inline else settings.workers,
-      max_failures=settings.max_failures,
-      patience=Patience(settings.timeout, settings.retries),
+      decoder, rewards, settings, workers=0 if inline else settings.workers
     )
     text = text_shape if rewards.uses_text else None
     self._unjudged: list[LabelledBatch] = []

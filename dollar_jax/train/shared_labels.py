@@ -9,7 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 from dollar_jax.parallel import processes, rules
 from dollar_jax.parallel.mesh import make_mesh
 from dollar_jax.rewards.mixture import Mixture
-from dollar_jax.rewards.scoring import ONCE, Patience
+from dollar_jax.rewards.scoring import Patience
+from dollar_jax.train.config import RewardConfig
 from dollar_jax.train.labels import LabelCounts, LabelledBatch, Labeller
 from dollar_jax.train.loop import Program
 from dollar_jax.typing import Array
@@ -67,18 +68,23 @@ class SharedLabeller:
     self,
     decoder: Decoder,
     rewards: Mixture,
-    *,
+    settings: RewardConfig,
     workers: int = 0,
-    max_failures: int = 10,
-    patience: Patience = ONCE,
   ):
-    """Starts this process' labeller; the arguments are `Labeller`'s."""
+    """Starts this process' labeller.
+
+    Args:
+      decoder: makes the frames.
+      rewards: what to score with.
+      settings: how long and how often to ask, and when to stop the run.
+      workers: threads; 0 labels in line.
+    """
     self._labeller = Labeller(
       decoder,
       rewards,
       workers=workers,
-      max_failures=max_failures,
-      patience=patience,
+      max_failures=settings.max_failures,
+      patience=Patience(settings.timeout, settings.retries),
     )
     self._waiting: list[LabelledBatch] = []
 

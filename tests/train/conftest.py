@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import jax
 import numpy as np
@@ -167,6 +168,20 @@ def _plain_compiler():
 def runs(_runs, _plain_compiler):
   """The runs that tests share."""
   return _runs
+
+
+@pytest.fixture
+def reward_module(tmp_path, monkeypatch):
+  """Puts a module of rewards on the path; returns its name."""
+  name = f"rewards_of_{tmp_path.name}"
+
+  def put(text):
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+  yield put
+  sys.modules.pop(name, None)
 
 
 @pytest.fixture

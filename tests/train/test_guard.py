@@ -1,8 +1,5 @@
 """The guard ends a run that pays for its reward, and keeps the best student."""
 
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -184,13 +181,8 @@ def decays(frames, prompts):
 
 
 @pytest.fixture
-def rewards(tmp_path, monkeypatch):
-  """Puts a module of rewards on the path; returns its name."""
-  name = f"rewards_of_{tmp_path.name}"
-  (tmp_path / f"{name}.py").write_text(textwrap.dedent(REWARDS))
-  monkeypatch.syspath_prepend(str(tmp_path))
-  yield name
-  sys.modules.pop(name, None)
+def rewards(reward_module):
+  return reward_module(REWARDS)
 
 
 def test_a_run_ends_and_its_best_student_is_the_result(

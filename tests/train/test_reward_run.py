@@ -1,8 +1,5 @@
 """Distillation with a reward: labels, failures of the reward, stopping."""
 
-import sys
-import textwrap
-
 import numpy as np
 import pytest
 
@@ -50,13 +47,8 @@ def nan(frames, prompts):
 
 
 @pytest.fixture
-def rewards(tmp_path, monkeypatch):
-  """Puts a module of rewards on the path; returns its name."""
-  name = f"rewards_of_{tmp_path.name}"
-  (tmp_path / f"{name}.py").write_text(textwrap.dedent(REWARDS))
-  monkeypatch.syspath_prepend(str(tmp_path))
-  yield name
-  sys.modules.pop(name, None)
+def rewards(reward_module):
+  return reward_module(REWARDS)
 
 
 ALONE = {
