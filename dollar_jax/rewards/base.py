@@ -25,6 +25,7 @@ KINDS = ("image", "video")
 BUILT_IN = (
   "dollar_jax.rewards.image_quality",
   "dollar_jax.rewards.motion",
+  "dollar_jax.rewards.preference",
 )
 """Modules that register the rewards of this package when imported."""
 

@@ -1,0 +1,329 @@
+"""Rewards that have learnt what people like: PickScore, HPSv2, aesthetics.
+
+Each is a CLIP whose weights the user has, in safetensors: where the variable
+says, else in the Hugging Face cache. Nothing is downloaded.
+
+reward      variable           published as
+pickscore   DOLLAR_PICKSCORE   yuvalkirstain/PickScore_v1
+hpsv2       DOLLAR_HPSV2       adams-story/HPSv2-hf (xswu/HPSv2 is a pickle)
+aesthetic   DOLLAR_AESTHETIC   shunk031/aesthetics-predictor-v2-…, the head;
+                               openai/clip-vit-large-patch14 below it
+
+`torch_reward` makes a reward of any other network that PyTorch runs.
+"""
+
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dollar_jax.interop.clip import load_clip, load_tokenizer, open_tensors
+from dollar_jax.interop.folders import check_source, read_json
+from dollar_jax.models.clip import CLIP, normalize, preprocess
+from dollar_jax.rewards.base import RewardFn, register
+from dollar_jax.typing import Array
+
+FRAMES = 4
+"""Frames of a clip that are judged: each costs a third of a TFLOP in a ViT-H/14
+and looks much like its neighbours, so that more hardly move the mean."""
+
+BATCH = 16
+"""Images, or texts, in one call of a network; fewer are filled up, so that it
+is compiled once."""
+
+VISION = "openai/clip-vit-large-patch14"
+"""The CLIP whose features the head of `aesthetic` reads."""
+
+HEAD_LAYERS = (0, 2, 4, 6, 7)
+"""Where that head's `layers` have weights: LAION's MLP 768-1024-128-64-16-1,
+whose other layers are dropout."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where the weights of a reward are.
+
+  Attributes:
+    reward: its name.
+    variable: the environment's, a folder or a .safetensors file.
+    published: its name on the Hugging Face hub.
+  """
+
+  reward: str
+  variable: str
+  published: str
+
+  def find(self) -> Path:
+    """The folder or file.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if named := os.environ.get(self.variable):
+      path = Path(named).expanduser()
+      if not path.exists():
+        raise ValueError(
+          f"{self.variable} is {named}, which does not exist; set it to a "
+          "folder or a .safetensors file"
+        )
+      return path
+    try:
+      return check_source(self.published)
+    except ValueError:
+      raise ValueError(
+        f"reward {self.reward!r} has no weights: {self.variable} is not set "
+        f"and the Hugging Face cache has no {self.published}; run `hf download "
+        f"{self.published}`, or set {self.variable} to a folder or a "
+        ".safetensors file"
+      ) from None
+
+
+PICKSCORE = Source(
+  "pickscore", "DOLLAR_PICKSCORE", "yuvalkirstain/PickScore_v1"
+)
+HPSV2 = Source("hpsv2", "DOLLAR_HPSV2", "adams-story/HPSv2-hf")
+AESTHETIC = Source(
+  "aesthetic",
+  "DOLLAR_AESTHETIC",
+  "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
+)
+
+
+@register("pickscore", kind="image", prompted=True, num_frames=FRAMES)
+def pickscore(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
+  """PickScore, mean over four frames.
+
+  exp(logit_scale) cos(text, image) of a CLIP ViT-H/14 tuned on which of two
+  images a person picked (arXiv 2305.01569, Eq. 1), as its model card computes
+  it: 100 times a cosine, about 17 to 24.
+
+  Args:
+    frames: uint8 [B, F, H, W, 3].
+    prompts: B strings; past 77 tokens they are cut.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the weights or transformers are missing.
+  """
+  network = _network(PICKSCORE.find())
+  return network.logit_scale * network.fit(frames, prompts)
+
+
+@register("hpsv2", kind="image", prompted=True, num_frames=FRAMES)
+def hpsv2(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
+  """Human Preference Score v2, mean over four frames.
+
+  cos(text, image) of a CLIP ViT-H/14 tuned on which of two images a person
+  preferred (arXiv 2306.09341), as the package `hpsv2` computes it, but in
+  float32 where that runs in half precision. Versions 2.0 and 2.1 differ in
+  their weights alone.
+
+  Args:
+    frames: uint8 [B, F, H, W, 3].
+    prompts: B strings; past 77 tokens they are cut.
+
+  Returns:
+    float32 [B], in [-1, 1].
+
+  Raises:
+    ValueError: if the weights or transformers are missing.
+  """
+  return _network(HPSV2.find()).fit(frames, prompts)
+
+
+@register("aesthetic", kind="image", num_frames=FRAMES)
+def aesthetic(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
+  """LAION's aesthetic score, mean over four frames: about 1 to 10.
+
+  Five linear layers on the features of CLIP ViT-L/14, scaled to length 1
+  (github.com/christophschuhmann/improved-aesthetic-predictor). If the folder
+  with the head has a CLIP's config.json that CLIP is used, else `VISION` in
+  the Hugging Face cache.
+
+  Args:
+    frames: uint8 [B, F, H, W, 3].
+    prompts: not read.
+
+  Returns:
+    float32 [B].
+
+  Raises:
+    ValueError: if the weights are missing, or head and CLIP do not fit.
+  """
+  del prompts
+  path = AESTHETIC.find()
+  network = _network(_vision_of(path), texts=False)
+  score = network.look(frames)
+  for kernel, bias in _head(path, score.shape[-1]):
+    score = score @ kernel + bias
+  return score[..., 0].mean(axis=1, dtype=np.float32)
+
+
+def torch_reward(module: Any, batch_size: int = 8) -> RewardFn:
+  """Makes a reward of a network that PyTorch runs.
+
+      reward = torch_reward(MyNetwork.from_pretrained("folder"))
+
+  in a module of your own is the reward "MODULE:reward".
+
+  Args:
+    module: a `torch.nn.Module` that maps clips float32 [b, F, 3, H, W] in
+      [0, 1] to scores [b] or [b, 1]. It runs on the device its parameters are
+      on, in evaluation mode and without gradients.
+    batch_size: clips in one call, b at most.
+
+  Returns:
+    `fn(frames uint8 [B, F, H, W, 3], prompts) -> float32 [B]`, which does not
+    read the prompts. It raises a ValueError if the module gives another shape.
+
+  Raises:
+    ValueError: if `batch_size` is less than 1.
+  """
+  if batch_size < 1:
+    raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+
+  def fn(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
+    import torch
+
+    del prompts
+    weight = next(module.parameters(), torch.empty(0))
+    module.eval()
+    scores = []
+    for start in range(0, len(frames), batch_size):
+      some = np.moveaxis(frames[start : start + batch_size], -1, 2)
+      clips = torch.from_numpy(np.ascontiguousarray(some)).to(weight.device)
+      with torch.inference_mode():
+        out = module(clips.float() / 255)
+      if tuple(out.shape) not in ((len(some),), (len(some), 1)):
+        raise ValueError(
+          f"{type(module).__name__} gave scores of shape {tuple(out.shape)} "
+          f"for {len(some)} clips; make it return one number a clip"
+        )
+      scores.append(out.reshape(-1).float().cpu().numpy())
+    return np.concatenate(scores)
+
+  return fn
+
+
+class _Network:
+  """A CLIP on the device, called with batches of one size."""
+
+  def __init__(self, path: Path, texts: bool):
+    """Reads the weights; without `texts` those of that tower are dropped."""
+    config, params = load_clip(path)
+    self.logit_scale = np.exp(np.float32(params["logit_scale"]))
+    self._tokenize = None
+    if texts:
+      folder = path if path.is_dir() else path.parent
+      length = config.text_config.max_position_embeddings
+      self._tokenize = load_tokenizer(folder, length)
+    else:
+      params = {k: v for k, v in params.items() if k != "text"}
+    self._params = jax.device_put({"params": params})
+    module, size = CLIP(config), config.vision_config.image_size
+    # apart, so that frames of another size do not compile the network anew
+    self._prepare = jax.jit(lambda frames: preprocess(frames, size))
+    self._see, self._read = (
+      jax.jit(lambda p, x, m=m: normalize(module.apply(p, x, method=m)))
+      for m in ("image_features", "text_features")
+    )
+
+  def look(self, frames: np.ndarray) -> np.ndarray:
+    """Features [B, F, P], of length 1, of frames [B, F, H, W, 3]."""
+    images = frames.reshape(-1, *frames.shape[2:])
+    features = _in_batches(
+      lambda x: self._see(self._params, self._prepare(x)), images
+    )
+    return features.reshape(*frames.shape[:2], -1)
+
+  def fit(self, frames: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """Cosines [B] of prompts and frames [B, F, H, W, 3], mean over frames."""
+    ids = self._tokenize(prompts)
+    texts = _in_batches(lambda x: self._read(self._params, x), ids)
+    cosines = np.einsum("bfp,bp->bf", self.look(frames), texts)
+    return cosines.mean(axis=1, dtype=np.float32)
+
+
+_LOADING = threading.Lock()
+
+
+def _network(path: Path, texts: bool = True) -> _Network:
+  """The network at a path, loaded once, also if threads ask together."""
+  with _LOADING:
+    return _load(path, texts)
+
+
+@functools.cache
+def _load(path: Path, texts: bool) -> _Network:
+  return _Network(path, texts)
+
+
+def _in_batches(
+  fn: Callable[[np.ndarray], Array], rows: np.ndarray
+) -> np.ndarray:
+  """Calls `fn` with `BATCH` rows at a time, the last of them repeated."""
+  out = []
+  for start in range(0, len(rows), BATCH):
+    some = rows[start : start + BATCH]
+    fill = np.repeat(some[-1:], BATCH - len(some), axis=0)
+    out.append(np.asarray(fn(np.concatenate([some, fill])))[: len(some)])
+  return np.concatenate(out)
+
+
+def _vision_of(path: Path) -> Path:
+  """The CLIP that belongs to a head.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  folder = path if path.is_dir() else path.parent
+  file = folder / "config.json"
+  if file.is_file() and "vision_config" in read_json(file):
+    return folder
+  try:
+    return check_source(VISION)
+  except ValueError:
+    raise ValueError(
+      f"reward 'aesthetic' has a head, {path}, and no CLIP: the Hugging Face "
+      f"cache has no {VISION}; run `hf download {VISION}`, or lay its "
+      "config.json and model.safetensors beside the head"
+    ) from None
+
+
+@functools.cache
+def _head(path: Path, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Kernels [n, m] and biases [m] of the layers, from `width` to 1.
+
+  Raises:
+    ValueError: if they are not those of such a head.
+  """
+  tensors, layers = open_tensors(path), []
+  for i in HEAD_LAYERS:
+    for part in ("weight", "bias"):
+      if f"layers.{i}.{part}" not in tensors:
+        raise ValueError(
+          f"{path} has no layers.{i}.{part}, so it is not LAION's aesthetic "
+          "head; give sac+logos+ava1-l14-linearMSE as safetensors"
+        )
+    kernel, bias = (
+      np.asarray(tensors[f"layers.{i}.{part}"]).astype(np.float32).T
+      for part in ("weight", "bias")
+    )
+    wanted = 1 if i == HEAD_LAYERS[-1] else kernel.shape[-1]
+    if kernel.shape != (width, wanted) or bias.shape != (wanted,):
+      raise ValueError(
+        f"layers.{i} of {path} maps {kernel.shape[0]} numbers to "
+        f"{kernel.shape[-1]}, expected {width} to {wanted}; use the head of "
+        "the CLIP that it was trained on"
+      )
+    layers.append((kernel, bias))
+    width = wanted
+  return layers
