@@ -224,7 +224,7 @@ def make_tiny_task(
   }
   size = settings.data.batch_size
   batches = make_batches([clip] * size, size, 0)
-  return task, Batches(batches, range(size), mesh)
+  return task, Batches(lambda: batches, range(size), mesh)
 
 
 def watch_updates(updates: int = 6) -> dict[str, int]:

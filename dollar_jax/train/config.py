@@ -196,7 +196,7 @@ class GuardConfig:
   if they exceed three standard errors too.
 
   Attributes:
-    every: student updates between looks at fresh clips; 0 never looks.
+    every: student updates between looks at its clips; 0 never looks.
     samples: clips of a look.
     watch: rewards that are not optimised and must not fall; "-NAME" where less
       is better.

@@ -2,11 +2,11 @@
 
 A student that climbs a model of a reward finds out, sooner or later, where the
 model is wrong; and where the reward is right, it may still pay with something
-else. So every now and then fresh clips of the averaged student are decoded and
-scored with the true reward, and with rewards that nobody optimises. The best
-student so far is kept. When the true reward has fallen from its best, or a
-watched one from its start, further than allowed, the run ends there, and the
-best student is its result.
+else. So every now and then the averaged student makes clips, of the same
+prompts and noise each time, which are decoded and scored with the true reward
+and with rewards that nobody optimises. The best student so far is kept. When
+the true reward has fallen from its best, or a watched one from its start,
+further than allowed, the run ends there, and the best student is its result.
 """
 
 from typing import Any
@@ -38,11 +38,13 @@ NEVER = -1
 class GuardState:
   """What is known of the student's true rewards; a part of the checkpoint.
 
-  Columns are the M rewards that are optimised, then those that are watched.
+  Columns are the M rewards that are optimised, then the G that are watched;
+  NaN stands where a clip has no value.
 
   Attributes:
-    start: float32 [3, M + G], mean, deviation and count at the first look.
-    best: float32 [3], those of the best weighted sum of the optimised ones.
+    start: float32 [N, M + G], of the clips of the first look.
+    best: float32 [N], the weighted sum of the optimised ones, in deviations of
+      the start, at the look whose mean was best.
     best_step: int32, of that look.
     best_params: the averaged student of that look.
     strikes: int32, looks in a row that something had fallen too far.
@@ -62,7 +64,7 @@ class GuardState:
 
 
 class Guard:
-  """Looks at fresh clips of the averaged student.
+  """Looks at clips of the averaged student.
 
   Attributes:
     description: what must be equal for a checkpoint to fit.
@@ -84,6 +86,8 @@ class Guard:
       ValueError: if there is no such reward, or one is optimised and watched.
     """
     self._config, self._settings = config, config.guard
+    size = config.data.batch_size
+    self._count = -(-config.guard.samples // size) * size
     optimised = get_mixture(config.reward.name)
     watched = [get_mixture(name) for name in config.guard.watch]
     self._mixture = _joined(optimised, watched)
@@ -105,8 +109,8 @@ class Guard:
     def create(params: Params) -> GuardState:
       never = jnp.full((), NEVER, jnp.int32)
       return GuardState(
-        start=jnp.zeros((3, columns)),
-        best=jnp.zeros(3),
+        start=jnp.zeros((self._count, columns)),
+        best=jnp.zeros(self._count),
         best_step=never,
         best_params=jax.tree.map(jnp.copy, params),
         strikes=jnp.zeros((), jnp.int32),
@@ -138,13 +142,13 @@ class Guard:
     batches: Batches,
     step: int,
   ) -> tuple[GuardState, dict[str, float], list[LabelledBatch]]:
-    """Draws fresh clips, scores them, and judges the run.
+    """Draws clips, scores them, and judges the run.
 
     Args:
       state: what is known so far.
       averaged: the student, averaged.
       sampler: what its network computes with.
-      batches: where prompts come from.
+      batches: where prompts come from, the first ones at every look.
       step: updates of the student so far.
 
     Returns:
@@ -152,10 +156,9 @@ class Guard:
       what is optimised, in deviations of the start; the clips and their
       labels.
     """
-    labelled = self._label(sampler, batches, step)
+    labelled = self._label(sampler, batches.from_the_first(), step)
     values = np.concatenate([batch.values for batch in labelled])
-    values = values[np.concatenate([batch.valid for batch in labelled])]
-    if len(values) < 2:  # the rewards gave nothing to judge by
+    if np.isfinite(values).all(axis=1).sum() < 2:  # nothing to judge by
       return state, {}, labelled
     before = jax.device_get(state.replace(best_params={}))
     now, metrics = self._judge(before, values, step)
@@ -169,34 +172,31 @@ class Guard:
   def _judge(
     self, known: GuardState, values: np.ndarray, step: int
   ) -> tuple[GuardState, dict[str, float]]:
-    """The next state, from values [N, M + G] of fresh clips, and metrics."""
+    """The next state, from values [N, M + G] of the clips, and metrics."""
     settings, first = self._settings, known.best_step == NEVER
-    now = _summary(values)
-    start = now if first else known.start
-    mean, deviation, _ = start
     count = self._optimised
     weights = np.array(self._mixture.weights, np.float32)
-    z = (values - mean) / deviation
-    total = _summary(np.asarray(weighted_sum(z[:, :count], weights[:count])))
-    metrics = dict(zip(self._mixture.names, now[0], strict=True)) | {
-      "sum": total[0]
-    }
-    metrics = {f"guard/{name}": float(v) for name, v in metrics.items()}
+    start = values if first else known.start
+    deviation = _deviation(start)
+    z = (values - np.nanmean(start, axis=0)) / deviation
+    total = np.asarray(weighted_sum(z[:, :count], weights[:count]))
+    means = np.nanmean(values, axis=0)
+    means = dict(zip(self._mixture.names, means, strict=True))
+    means["sum"] = np.nanmean(total)
+    metrics = {f"guard/{name}": float(mean) for name, mean in means.items()}
     if first:
       at = np.int32(step)
       return known.replace(start=start, best=total, best_step=at), metrics
 
-    # columns of the watched ones, then of the sum of the optimised ones
-    falls = np.append(
-      np.sign(weights) * _falls(start, now) / deviation,
-      _falls(known.best, total),
-    )[count:]
+    # of the watched ones, then of the sum of the optimised ones
+    worse = np.sign(weights) * (start - values) / deviation
+    falls = np.append(_mean(worse)[count:], _mean(known.best - total))
     limits = np.full(len(falls), settings.watch_fall)
     limits[-1] = settings.reward_fall
     excess = falls - limits
     strikes = known.strikes + 1 if (excess > 0).any() else 0
     known = known.replace(strikes=np.int32(strikes))
-    if not strikes and total[0] > known.best[0]:
+    if not strikes and np.nanmean(total) > np.nanmean(known.best):
       known = known.replace(best=total, best_step=np.int32(step))
     if strikes >= settings.patience:
       worst = int(np.argmax(excess))
@@ -213,7 +213,7 @@ class Guard:
     drawn, size = 0, self._config.data.batch_size
     while drawn < self._settings.samples:
       batch, prompts = batches.next()
-      key = named_key(self._config.seed, "guard", step, drawn)
+      key = named_key(self._config.seed, "guard", 0, drawn)
       x0 = self._draw(sampler, batch, key)
       prompts = batches.all_prompts(prompts)
       text = batch["text"], batch["text_mask"]
@@ -269,20 +269,18 @@ def _joined(optimised: Mixture, watched: list[Mixture]) -> Mixture:
   return Mixture(name, rewards, weights)
 
 
-def _summary(values: np.ndarray) -> np.ndarray:
-  """Mean, deviation above 0 and count [3, ...] of values [N, ...]."""
-  mean = values.mean(axis=0)
-  floor = np.maximum(1e-5 * np.abs(mean), 1e-12)  # what may be rounding
-  deviation = np.maximum(values.std(axis=0, ddof=1), floor)
-  count = np.full_like(mean, len(values))
-  return np.stack([mean, deviation, count]).astype(np.float32)
+def _deviation(values: np.ndarray) -> np.ndarray:
+  """Standard deviation [M] of values [N, M], above 0."""
+  floor = 1e-5 * np.abs(np.nanmean(values, axis=0))  # what may be rounding
+  return np.maximum(np.nanstd(values, axis=0), np.maximum(floor, 1e-12))
 
 
-def _falls(before: np.ndarray, now: np.ndarray) -> np.ndarray:
-  """How far means have fallen; 0 where that may be chance."""
-  fall = before[0] - now[0]
-  error = np.sqrt(before[1] ** 2 / before[2] + now[1] ** 2 / now[2])
-  return np.where(np.abs(fall) > _CLEAR * error, fall, 0.0)
+def _mean(falls: np.ndarray) -> np.ndarray:
+  """Mean over clips [N, ...]; 0 where that may be chance."""
+  number = np.maximum(np.isfinite(falls).sum(axis=0), 1)
+  mean = np.nanmean(falls, axis=0)
+  error = np.nanstd(falls, axis=0) / np.sqrt(number)
+  return np.where(np.abs(mean) > _CLEAR * error, mean, 0.0)
 
 
 @jax.jit

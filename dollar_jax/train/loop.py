@@ -39,17 +39,25 @@ class Batches:
   """
 
   def __init__(
-    self, iterator: grain.DatasetIterator, rows: Sequence[int], mesh: Mesh
+    self,
+    make: Callable[[], grain.DatasetIterator],
+    rows: Sequence[int],
+    mesh: Mesh,
   ):
-    """Takes the iterator of some rows of every batch.
+    """Begins with the first batch.
 
     Args:
-      iterator: see `data.pipeline.make_batches`.
+      make: makes an iterator of some rows of every batch, see
+        `data.pipeline.make_batches`.
       rows: which rows of the global batch it gives; see `mesh.process_rows`.
       mesh: where the batches go.
     """
-    self.iterator = iterator
-    self._rows, self._mesh = np.array(rows), mesh
+    self.iterator = make()
+    self._make, self._rows, self._mesh = make, np.array(rows), mesh
+
+  def from_the_first(self) -> "Batches":
+    """The same batches once more, beside these."""
+    return Batches(self._make, self._rows, self._mesh)
 
   def next(self) -> tuple[PyTree, list[str]]:
     """Returns the next batch of arrays, sharded, and this process' prompts."""

@@ -86,7 +86,7 @@ def train(
     processes.wait_for_all("data")
   base = _sized_as_data(base, source[0], config.data.source)
   size, seed = config.data.batch_size, config.seed
-  batches = Batches(make_batches(source, size, seed, rows), rows, mesh)
+  batches = Batches(lambda: make_batches(source, size, seed, rows), rows, mesh)
   choice = attention_choice(base, mesh)
   if progress and processes.is_first() and mesh.size > 1:
     sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())

@@ -31,7 +31,8 @@ def guard():
   """Makes a guard of `2*sharpness - jpeg_size` that watches two more."""
 
   def make(**settings):
-    settings |= {"every": 10, "watch": ("temporal_flickering", "-motion")}
+    settings |= {"watch": ("temporal_flickering", "-motion")}
+    settings |= {"samples": 64, "every": 10}
     config = TrainConfig(
       task="distill",
       distill=DistillConfig(reward_weight=1.0),
@@ -56,7 +57,7 @@ def _values(sharpness=0.0, jpeg=0.0, flicker=0.0, motion=0.0):
   """Values [64, 4] whose means are given, in deviations."""
   rng = np.random.default_rng(0)
   values = rng.standard_normal((64, 4))
-  values = (values - values.mean(0)) / values.std(0, ddof=1)
+  values = (values - values.mean(0)) / values.std(0)
   means = np.array([sharpness, jpeg, flicker, motion])
   scale = np.array([1.0, 100.0, 1e-3, 5.0])
   return ((values + means) * scale + 7).astype(np.float32)
@@ -81,7 +82,7 @@ def test_the_best_look_is_that_of_the_weighted_sum(guard):
   ]
   states = _see(made, state, *looks)
   assert [int(s.best_step) for s in states] == [0, 10, 20, 20]
-  sums = [float(s.best[0]) for s in states]
+  sums = [float(s.best.mean()) for s in states]
   np.testing.assert_allclose(sums, [0, 2 / 3, 1, 1], atol=1e-5)
   assert all(s.ended == NEVER for s in states)
 
@@ -121,9 +122,23 @@ def test_what_is_within_its_bounds_goes_on(guard, look):
 
 def test_a_fall_that_may_be_chance_does_not_count(guard):
   made, state = guard(watch_fall=0.1, reward_fall=0.1)
-  few = _values()[:8]
-  states = _see(made, state, few, few - np.array([0.3, 0, 3e-4, 0], np.float32))
+  noise = np.random.default_rng(1).standard_normal((64, 4)).astype(np.float32)
+  scale = np.array([1, 100, 1e-3, 5], np.float32)
+  # clips that have not much to do with each other, a little worse
+  looks = [7 + noise * scale, 7 + (noise[::-1] - 0.2) * scale]
+  assert _see(made, state, *looks)[1].ended == NEVER
+  # the same clips, each a little worse
+  looks = [7 + noise * scale, 7 + (noise - 0.2) * scale]
+  assert _see(made, state, *looks)[1].ended == 10
+
+
+def test_clips_without_a_value_are_left_out(guard):
+  made, state = guard()
+  start, later = _values(), _values(sharpness=1, flicker=0.5)
+  start[::3, 0], later[1::3, 2] = np.nan, np.nan
+  states = _see(made, state, start, later)
   assert states[1].ended == NEVER
+  assert states[1].best_step == 10
 
 
 def test_patience_waits_for_looks_in_a_row(guard):
