@@ -25,7 +25,8 @@ import numpy as np
 
 from dollar_jax.interop.clip import load_clip, load_tokenizer, open_tensors
 from dollar_jax.interop.folders import check_source, read_json
-from dollar_jax.models.clip import CLIP, normalize, preprocess
+from dollar_jax.models.clip import CLIP, normalize
+from dollar_jax.models.clip_images import preprocess
 from dollar_jax.rewards.base import RewardFn, register
 from dollar_jax.typing import Array
 

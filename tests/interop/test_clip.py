@@ -19,7 +19,8 @@ from dollar_jax.interop.clip_keymaps import (
   clip_template,
   clip_to_torch,
 )
-from dollar_jax.models.clip import CLIP, STD, preprocess
+from dollar_jax.models.clip import CLIP
+from dollar_jax.models.clip_images import STD, preprocess
 from tests.models.test_clip import BASE, HUGE, WORDS, change
 
 try:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dollar_jax.interop.clip import config_from_json
 from dollar_jax.interop.clip_keymaps import clip_from_torch, clip_template
-from dollar_jax.models import clip
+from dollar_jax.models import clip, clip_images
 from dollar_jax.models.clip import (
   CLIP,
   CLIPConfig,
@@ -314,10 +314,10 @@ def test_inputs_of_another_shape_are_refused():
     match=r"^frames are float32 \(1, 4, 4, 3\); CLIP takes uint8 "
     r"\[B, H, W, 3\]$",
   ):
-    clip.preprocess(np.zeros((1, 4, 4, 3), np.float32), 4)
+    clip_images.preprocess(np.zeros((1, 4, 4, 3), np.float32), 4)
 
 
-preprocess = jax.jit(clip.preprocess, static_argnums=1)
+preprocess = jax.jit(clip_images.preprocess, static_argnums=1)
 
 
 @pytest.mark.torch
@@ -341,7 +341,9 @@ def test_preprocessing_is_that_of_transformers_but_for_a_rare_level(
   shown = processor(images=list(frames), return_tensors="np").pixel_values
   ours = np.asarray(preprocess(frames, size))
   assert ours.shape == (3, size, size, 3)
-  levels = 255 * np.array(clip.STD) * np.abs(ours - np.moveaxis(shown, 1, -1))
+  levels = (
+    255 * np.array(clip_images.STD) * np.abs(ours - np.moveaxis(shown, 1, -1))
+  )
   assert levels.max() < 1.01
   assert (levels > 0.01).mean() < 1 / 500
 
@@ -352,6 +354,6 @@ def test_preprocessing_resizes_as_pillow_and_cuts_the_middle():
   resized = Image.fromarray(frame).resize((28, 16), Image.Resampling.BICUBIC)
   wanted = np.asarray(resized)[:, 6:22].astype(float)
   ours = np.asarray(preprocess(frame[None], 16))[0]
-  levels = 255 * (ours * np.array(clip.STD) + np.array(clip.MEAN))
+  levels = 255 * (ours * np.array(clip_images.STD) + np.array(clip_images.MEAN))
   assert np.abs(levels - wanted).max() < 1.01
   assert (np.abs(levels - wanted) > 0.01).mean() < 1 / 100

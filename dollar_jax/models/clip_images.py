@@ -1,0 +1,45 @@
+"""How CLIP is shown images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dollar_jax.typing import Array
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the red, green and blue that CLIP was trained on, in [0, 1]."""
+
+
+def preprocess(frames: Array, size: int) -> Array:
+  """Images as CLIP was shown them; jit it with `size` static.
+
+  The short side is resized to `size` by antialiased bicubic interpolation, the
+  middle cut out and the colours normalised. Rounds to whole numbers after
+  columns and after rows, as Pillow does. Of an odd margin the smaller half
+  goes first, as in transformers; torchvision's cut may lie one pixel further.
+
+  Args:
+    frames: uint8 [B, H, W, 3].
+    size: rows and columns of the result.
+
+  Returns:
+    float32 [B, size, size, 3].
+
+  Raises:
+    ValueError: if the frames are not such.
+  """
+  if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != jnp.uint8:
+    raise ValueError(
+      f"frames are {frames.dtype} {frames.shape}; CLIP takes uint8 [B, H, W, 3]"
+    )
+  count, rows, columns, _ = frames.shape
+  short = min(rows, columns)
+  tall, wide = (int(size * side / short) for side in (rows, columns))
+  x = frames.astype(jnp.float32)
+  for shape in ((count, rows, wide, 3), (count, tall, wide, 3)):
+    x = jax.image.resize(x, shape, "cubic")
+    x = jnp.clip(jnp.floor(x + 0.5), 0, 255)
+  top, left = (tall - size) // 2, (wide - size) // 2
+  x = x[:, top : top + size, left : left + size] / 255
+  return (x - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
