@@ -26,7 +26,7 @@ import numpy as np
 from dollar_jax.interop.clip import load_clip, load_tokenizer, open_tensors
 from dollar_jax.interop.folders import check_source, read_json
 from dollar_jax.models.clip import CLIP, normalize
-from dollar_jax.models.clip_images import preprocess
+from dollar_jax.models.clip_images import letterbox, preprocess
 from dollar_jax.rewards.base import RewardFn, register
 from dollar_jax.typing import Array
 
@@ -44,6 +44,10 @@ VISION = "openai/clip-vit-large-patch14"
 HEAD_LAYERS = (0, 2, 4, 6, 7)
 """Where that head's `layers` have weights: LAION's MLP 768-1024-128-64-16-1,
 whose other layers are dropout."""
+
+
+PrepareFn = Callable[[Array, int], Array]
+"""Frames uint8 [B, H, W, 3] and a size → pixels float32 [B, size, size, 3]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +128,9 @@ def hpsv2(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
 
   cos(text, image) of a CLIP ViT-H/14 tuned on which of two images a person
   preferred (arXiv 2306.09341), as the package `hpsv2` computes it, but in
-  float32 where that runs in half precision. Versions 2.0 and 2.1 differ in
-  their weights alone.
+  float32 where that runs in half precision: of whole frames, with black where
+  they are not square (`letterbox`). Versions 2.0 and 2.1 differ in their
+  weights alone.
 
   Args:
     frames: uint8 [B, F, H, W, 3].
@@ -137,7 +142,7 @@ def hpsv2(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   Raises:
     ValueError: if the weights or transformers are missing.
   """
-  return _network(HPSV2.find()).fit(frames, prompts)
+  return _network(HPSV2.find(), prepare=letterbox).fit(frames, prompts)
 
 
 @register("aesthetic", kind="image", num_frames=FRAMES)
@@ -217,7 +222,7 @@ def torch_reward(module: Any, batch_size: int = 8) -> RewardFn:
 class _Network:
   """A CLIP on the device, called with batches of one size."""
 
-  def __init__(self, path: Path, texts: bool):
+  def __init__(self, path: Path, texts: bool, prepare: PrepareFn):
     """Reads the weights; without `texts` those of that tower are dropped."""
     config, params = load_clip(path)
     self.logit_scale = np.exp(np.float32(params["logit_scale"]))
@@ -231,7 +236,7 @@ class _Network:
     self._params = jax.device_put({"params": params})
     module, size = CLIP(config), config.vision_config.image_size
     # apart, so that frames of another size do not compile the network anew
-    self._prepare = jax.jit(lambda frames: preprocess(frames, size))
+    self._prepare = jax.jit(lambda frames: prepare(frames, size))
     self._see, self._read = (
       jax.jit(lambda p, x, m=m: normalize(module.apply(p, x, method=m)))
       for m in ("image_features", "text_features")
@@ -256,15 +261,17 @@ class _Network:
 _LOADING = threading.Lock()
 
 
-def _network(path: Path, texts: bool = True) -> _Network:
+def _network(
+  path: Path, texts: bool = True, prepare: PrepareFn = preprocess
+) -> _Network:
   """The network at a path, loaded once, also if threads ask together."""
   with _LOADING:
-    return _load(path, texts)
+    return _load(path, texts, prepare)
 
 
 @functools.cache
-def _load(path: Path, texts: bool) -> _Network:
-  return _Network(path, texts)
+def _load(path: Path, texts: bool, prepare: PrepareFn) -> _Network:
+  return _Network(path, texts, prepare)
 
 
 def _in_batches(

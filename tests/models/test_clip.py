@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from dollar_jax.interop.clip import config_from_json
@@ -23,6 +25,8 @@ try:
   import transformers
 except ImportError:
   torch = transformers = None
+
+LETTERBOXED = pathlib.Path(__file__).with_name("golden_letterbox.safetensors")
 
 WORDS, END = 30, 11
 BASE = {  # heads of 64, as ViT-B/32
@@ -315,9 +319,12 @@ def test_inputs_of_another_shape_are_refused():
     r"\[B, H, W, 3\]$",
   ):
     clip_images.preprocess(np.zeros((1, 4, 4, 3), np.float32), 4)
+  with pytest.raises(ValueError, match=r"^frames are uint8 \(4, 4, 3\); CLIP"):
+    clip_images.letterbox(np.zeros((4, 4, 3), np.uint8), 4)
 
 
 preprocess = jax.jit(clip_images.preprocess, static_argnums=1)
+letterbox = jax.jit(clip_images.letterbox, static_argnums=1)
 
 
 @pytest.mark.torch
@@ -357,3 +364,29 @@ def test_preprocessing_resizes_as_pillow_and_cuts_the_middle():
   levels = 255 * (ours * np.array(clip_images.STD) + np.array(clip_images.MEAN))
   assert np.abs(levels - wanted).max() < 1.01
   assert (np.abs(levels - wanted) > 0.01).mean() < 1 / 100
+
+
+def test_letterbox_is_the_preprocessing_of_hpsv2():
+  golden = safetensors.numpy.load_file(LETTERBOXED)
+  shapes = [name for name in golden if name.endswith(".frame")]
+  assert len(shapes) == 5
+  for name in shapes:
+    frame = golden[name]
+    shown = np.moveaxis(golden[name.replace("frame", "shown")], 0, -1)
+    ours = np.asarray(letterbox(frame[None], len(shown)))[0]
+    np.testing.assert_allclose(ours, shown, rtol=0, atol=1e-5)
+    if frame.shape[0] != frame.shape[1]:
+      cut = np.asarray(preprocess(frame[None], len(shown)))[0]
+      assert np.abs(cut - shown).max() > 1
+
+
+def test_letterbox_keeps_the_edges_of_a_wide_frame():
+  frame = np.zeros((1, 20, 40, 3), np.uint8)
+  frame[:, :, :4] = frame[:, :, -4:] = 255
+  ours = np.asarray(letterbox(frame, 20))[0] * np.array(clip_images.STD)
+  ours += np.array(clip_images.MEAN)
+  np.testing.assert_allclose(ours[:5], 0, atol=1e-6)
+  np.testing.assert_allclose(ours[-5:], 0, atol=1e-6)
+  assert ours[5:15, [0, -1]].min() > 0.9
+  cut = np.asarray(preprocess(frame, 20))[0]
+  assert np.ptp(cut, axis=(0, 1)).max() < 1e-6  # which sees nothing of them

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from dollar_jax.interop.clip import config_from_json
 from dollar_jax.interop.clip_keymaps import clip_from_torch, clip_to_torch
+from dollar_jax.models.clip_images import letterbox, preprocess
 from dollar_jax.rewards import base, preference
 from tests.interop.test_clip import save_tokenizer
 from tests.models.test_clip import BASE, change, make_torch, state_of
@@ -153,6 +154,32 @@ def test_hpsv2_is_the_cosine_of_its_package(saved, monkeypatch):
   assert np.std(values) > 0.02
   np.testing.assert_allclose(values, np.mean(wanted, 0), rtol=0, atol=2e-5)
   assert (reward.kind, reward.uses_text) == ("image", True)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+  "name, prepare, other",
+  [("hpsv2", letterbox, preprocess), ("pickscore", preprocess, letterbox)],
+)
+def test_wide_frames_are_shown_as_each_network_was_taught(
+  saved, monkeypatch, name, prepare, other
+):
+  model, folder, _, texts = saved
+  rng = np.random.default_rng(1)
+  frames = rng.integers(0, 256, (5, 1, 48, 80, 3), dtype=np.uint8)
+
+  def score(prepare):
+    pixels = np.moveaxis(np.asarray(prepare(frames[:, 0], SIZE)), -1, 1)
+    with torch.no_grad():
+      seen = model.vision_model(torch.from_numpy(pixels.copy())).pooler_output
+      images = torch.nn.functional.normalize(model.visual_projection(seen))
+      scale = model.logit_scale.exp() if name == "pickscore" else 1.0
+      return (scale * (images * texts).sum(1)).numpy()
+
+  monkeypatch.setenv(f"DOLLAR_{name.upper()}", str(folder))
+  values = base.get_reward(name)(frames, PROMPTS)
+  np.testing.assert_allclose(values, score(prepare), rtol=0, atol=2e-5)
+  assert np.abs(values - score(other)).max() > 1e-2
 
 
 @pytest.mark.torch
