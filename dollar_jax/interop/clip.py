@@ -236,13 +236,14 @@ def load_tokenizer(
       "them there from openai/clip-vit-large-patch14, all CLIPs share them"
     )
   try:
-    from transformers import CLIPTokenizer
+    # which reads tokenizer.json alone in every release of transformers
+    from transformers import CLIPTokenizerFast
   except ImportError:
     raise ValueError(
       f"prompts are cut into tokens by transformers ({folder}), which is not "
       "installed; pip install 'dollar_jax[torch]'"
     ) from None
-  tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+  tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
 
   def tokenize(texts: Sequence[str]) -> np.ndarray:
     tokens = tokenizer(

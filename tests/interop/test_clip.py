@@ -350,8 +350,14 @@ def save_tokenizer(folder):
 
 
 @pytest.mark.torch
-def test_texts_become_tokens(tmp_path):
+@pytest.mark.parametrize("single", [False, True])
+def test_texts_become_tokens(tmp_path, single):
   vocab = save_tokenizer(tmp_path)
+  if single:  # all of it in tokenizer.json
+    whole = transformers.CLIPTokenizerFast.from_pretrained(tmp_path)
+    whole.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.json").unlink()
+    (tmp_path / "merges.txt").unlink()
   tokenize = clip.load_tokenizer(tmp_path, 6)
   start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
   ids = tokenize(["Cab  a", "", "cab a b c d e f g"])
