@@ -23,7 +23,8 @@ _DIGIT = 16  # pixels of an enlarged digit
 _STEP = 2  # pixels a frame
 _GRID = 8  # pixels between the places where a clip may start
 _TEST_SHARE = 0.2
-_VELOCITY = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+COMPASS = np.array([(0, -1), (0, 1), (-1, 0), (1, 0)])
+"""Row and column of a step in each of `DIRECTIONS`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def make_clips(split: str, count: int, seed: int = 0) -> Clips:
 
   by_digit = [pool[labels[pool] == d] for d in range(10)]
   shapes = np.array([rng.choice(by_digit[d]) for d in digits])
-  velocity = np.array([_VELOCITY[DIRECTIONS[d]] for d in directions])
+  velocity = COMPASS[directions]
   room = SIZE - _DIGIT
   # distance to the wall ahead, and to the wall on one side
   along = _GRID * rng.integers(room // 2 // _GRID, room // _GRID + 1, count)

@@ -25,6 +25,9 @@ from dollar_jax.evaluation import clip_network, diversity, tracking
 from dollar_jax.evaluation.clip_network import ClipNetwork
 from dollar_jax.typing import Params
 
+EMBEDDED = Path(__file__).parents[1] / "assets" / "judge"
+"""The judge of the embedded digits that comes with the package."""
+
 NOTHING = -1
 """What is judged where no digit, or no motion, is seen."""
 

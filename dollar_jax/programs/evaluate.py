@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dollar_jax.data import moving_digits
 from dollar_jax.data.videos import list_videos, read_video
 from dollar_jax.evaluation import intervals
-from dollar_jax.evaluation.judges import ClipJudge
+from dollar_jax.evaluation.judges import EMBEDDED, ClipJudge
 from dollar_jax.evaluation.scorecard import evaluate_clips
 from dollar_jax.interop.folders import write_json
 from dollar_jax.rewards.base import get_reward
@@ -45,9 +45,6 @@ flags.DEFINE_string(
   "out", None, "JSON file to write.", required=True, flag_values=FLAGS
 )
 
-JUDGE = Path(__file__).parents[1] / "assets" / "judge"
-"""The digits judge that comes with the package."""
-
 _HELD_OUT = 2000
 _HELD_OUT_SEED = 1
 _JUDGE_SEED = 1000
@@ -63,7 +60,7 @@ class DigitsPanel:
 
   def __init__(self):
     """Loads the judge and looks at the held-out clips."""
-    self.judge = ClipJudge.load(JUDGE)
+    self.judge = ClipJudge.load(EMBEDDED)
     real = moving_digits.make_clips("test", _HELD_OUT, _HELD_OUT_SEED)
     self.reference = self.judge.features(real.frames)
 

@@ -23,6 +23,7 @@ KINDS = ("image", "video")
 """Scores frame by frame, or the clip as a whole."""
 
 BUILT_IN = (
+  "dollar_jax.rewards.digits",
   "dollar_jax.rewards.image_quality",
   "dollar_jax.rewards.motion",
   "dollar_jax.rewards.preference",
