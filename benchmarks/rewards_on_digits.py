@@ -31,7 +31,7 @@ from dollar_jax.train.runs import open_model, train
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "digits"
 
-REWARDS = ("reward", "reward_motion", "reward_caption")
+REWARDS = ("reward", "reward_flicker", "reward_caption")
 """Configs whose rewards are climbed."""
 
 DDPO_UPDATES = 150
@@ -39,7 +39,7 @@ DDPO_UPDATES = 150
 CLIPS_SEED = 1000
 """Of the noise of the clips that are judged, with the run's seed."""
 
-WATCHED = ("frechet", "caption_accuracy", "diversity", "temporal_flickering")
+WATCHED = ("frechet", "caption_accuracy", "diversity", "motion")
 
 
 def read(name: str, **changes: Any) -> TrainConfig:

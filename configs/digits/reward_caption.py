@@ -1,7 +1,7 @@
-"""Tunes a 4-step student to go the way its captions say: a prompted reward.
+"""Tunes a 4-step student to the side its captions name: a prompted reward.
 
   dollar train --config=configs/digits/student.py --workdir=runs/student
-  dollar train --config=configs/digits/reward_caption.py --workdir=runs/way \
+  dollar train --config=configs/digits/reward_caption.py --workdir=runs/side \
     --config.student=runs/student
 """
 
@@ -15,5 +15,5 @@ def get_config() -> ConfigDict:
   """The run of reward.py with another reward."""
   reward = pathlib.Path(__file__).with_name("reward.py")
   config = runpy.run_path(str(reward))["get_config"]()
-  config.reward.name = "caption_motion"
+  config.reward.name = "caption_side"
   return config

@@ -152,6 +152,27 @@ class CLIPConfig:
       raise ValueError(f"dtype is {self.dtype!r}; use one of {list(DTYPES)}")
 
 
+VIT_H_14 = CLIPConfig(
+  CLIPVisionConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=16,
+    hidden_act="gelu",
+    patch_size=14,
+  ),
+  CLIPTextConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    hidden_act="gelu",
+  ),
+  projection_dim=1024,
+)
+"""OpenCLIP's ViT-H/14, from which PickScore and HPSv2 are tuned."""
+
+
 class Attention(nn.Module):
   """Multi-head self-attention with biases."""
 

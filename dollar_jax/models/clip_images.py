@@ -20,7 +20,8 @@ def preprocess(frames: Array, size: int) -> Array:
   goes first, as in transformers; torchvision's cut may lie one pixel further.
 
   Args:
-    frames: uint8 [B, H, W, 3].
+    frames: uint8 [B, H, W, 3]; or float32 in [0, 255], of which nothing is
+      rounded, so that there is a gradient.
     size: rows and columns of the result.
 
   Returns:
@@ -33,10 +34,10 @@ def preprocess(frames: Array, size: int) -> Array:
   count, rows, columns, _ = frames.shape
   short = min(rows, columns)
   tall, wide = (int(size * side / short) for side in (rows, columns))
-  x = frames.astype(jnp.float32)
+  x, whole = frames.astype(jnp.float32), frames.dtype == jnp.uint8
   for shape in ((count, rows, wide, 3), (count, tall, wide, 3)):
     x = jax.image.resize(x, shape, "cubic")
-    x = jnp.clip(jnp.floor(x + 0.5), 0, 255)
+    x = jnp.clip(jnp.floor(x + 0.5) if whole else x, 0, 255)
   top, left = (tall - size) // 2, (wide - size) // 2
   x = x[:, top : top + size, left : left + size]
   return _standardize(x)
@@ -52,7 +53,7 @@ def letterbox(frames: Array, size: int) -> Array:
   leaves the black out, and its network takes no such image.
 
   Args:
-    frames: uint8 [B, H, W, 3].
+    frames: uint8, or float32 in [0, 255], [B, H, W, 3].
     size: rows and columns of the result.
 
   Returns:
@@ -73,9 +74,11 @@ def letterbox(frames: Array, size: int) -> Array:
 
 
 def _check_frames(frames: Array) -> None:
-  if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != jnp.uint8:
+  known = frames.dtype in (jnp.uint8, jnp.float32)
+  if frames.ndim != 4 or frames.shape[3] != 3 or not known:
     raise ValueError(
-      f"frames are {frames.dtype} {frames.shape}; CLIP takes uint8 [B, H, W, 3]"
+      f"frames are {frames.dtype} {frames.shape}; CLIP takes uint8 or float32 "
+      "[B, H, W, 3]"
     )
 
 

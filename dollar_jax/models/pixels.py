@@ -10,7 +10,11 @@ def to_signal(frames: Array) -> Array:
   return frames.astype(jnp.float32) / 127.5 - 1.0
 
 
+def to_pixels(signal: Array) -> Array:
+  """float32 in about [-1, 1] → float32 in [0, 255], clipped."""
+  return jnp.clip((signal + 1.0) * 127.5, 0, 255)
+
+
 def to_frames(signal: Array) -> Array:
   """float32 in about [-1, 1] → uint8, rounded and clipped."""
-  pixels = (signal + 1.0) * 127.5
-  return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+  return jnp.round(to_pixels(signal)).astype(jnp.uint8)

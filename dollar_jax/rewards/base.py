@@ -2,7 +2,8 @@
 
 A reward takes `frames` uint8 [B, F, H, W, 3] and `prompts`, a list of B
 strings, and returns B numbers; higher is better. It may be any Python: a
-network, a file size, a call to a service. Nothing differentiates it.
+network, a file size, a call to a service. Nothing differentiates it, but for
+the baseline that climbs a reward's own gradient: see `Differentiable`.
 
     @register("brightness", kind="image")
     def brightness(frames, prompts):
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from dollar_jax.typing import Array, PyTree
 
 KINDS = ("image", "video")
 """Scores frame by frame, or the clip as a whole."""
@@ -36,6 +39,31 @@ _REGISTRY: dict[str, "Reward"] = {}
 
 
 @dataclasses.dataclass(frozen=True)
+class Differentiable:
+  """A reward as JAX can differentiate it.
+
+  Attributes:
+    params: what `fn` computes with: arrays, or their shapes for a plan.
+    fn: `(params, pixels float32 [B, F, H, W, 3] in [0, 255], conditions [B, P])
+      -> float32 [B]`, of the frames that the reward wants.
+    condition: `prompts -> float32 [B, P]`, what `fn` knows of them.
+    width: P.
+  """
+
+  params: PyTree
+  fn: Callable[[PyTree, Array, Array], Array]
+  condition: Callable[[list[str]], np.ndarray] = lambda prompts: np.zeros(
+    (len(prompts), 0), np.float32
+  )
+  width: int = 0
+
+
+MakeDifferentiable = Callable[[str, bool], Differentiable]
+"""`(dtype, shapes)`: the type that its networks compute in, and whether shapes
+of the params are enough."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Reward:
   """A reward and what a model of it has to know; callable like its function.
 
@@ -47,6 +75,7 @@ class Reward:
     uses_text: whether it reads the prompts.
     num_frames: frames drawn evenly, first and last included, from every clip
       before `fn` sees it; None: all.
+    differentiable: makes the form that has a gradient, if there is one.
   """
 
   name: str
@@ -54,6 +83,7 @@ class Reward:
   kind: str = "video"
   uses_text: bool = False
   num_frames: int | None = None
+  differentiable: MakeDifferentiable | None = None
 
   def __post_init__(self):
     if self.kind not in KINDS:
@@ -69,10 +99,14 @@ class Reward:
 
   def __call__(self, frames: np.ndarray, prompts: list[str]) -> Any:
     """Calls `fn` on the frames it asked for; what it raises passes through."""
-    if self.num_frames is not None and self.num_frames < frames.shape[1]:
-      drawn = np.linspace(0, frames.shape[1] - 1, self.num_frames)
-      frames = frames[:, np.round(drawn).astype(int)]
-    return self.fn(frames, prompts)
+    return self.fn(self.drawn(frames), prompts)
+
+  def drawn(self, frames: Any) -> Any:
+    """The frames [B, n, H, W, 3] it asked for of clips [B, F, H, W, 3]."""
+    if self.num_frames is None or self.num_frames >= frames.shape[1]:
+      return frames
+    drawn = np.linspace(0, frames.shape[1] - 1, self.num_frames)
+    return frames[:, np.round(drawn).astype(int)]
 
 
 def register(
@@ -81,6 +115,7 @@ def register(
   kind: str = "video",
   prompted: bool = False,
   num_frames: int | None = None,
+  differentiable: MakeDifferentiable | None = None,
 ) -> Callable[[RewardFn], RewardFn]:
   """Makes a function known as a reward; returns it unchanged.
 
@@ -89,6 +124,7 @@ def register(
     kind: "image" or "video", see `Reward`.
     prompted: whether the function reads the prompts.
     num_frames: frames it wants of every clip, see `Reward`.
+    differentiable: makes the form that has a gradient, see `Differentiable`.
 
   Raises:
     ValueError: for a name taken by another function, or with a colon.
@@ -106,7 +142,9 @@ def register(
       raise ValueError(
         f"reward name {name!r} is taken by {_origin(known.fn)}; choose another"
       )
-    _REGISTRY[name] = Reward(name, fn, kind, prompted, num_frames)
+    _REGISTRY[name] = Reward(
+      name, fn, kind, prompted, num_frames, differentiable
+    )
     return fn
 
   return decorate

@@ -10,27 +10,29 @@ from dollar_jax.evaluation.judges import EMBEDDED, ClipJudge
 from dollar_jax.rewards.base import register
 
 
-@register("caption_motion", kind="video", prompted=True)
-def caption_motion(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
-  """Pixels a frame that the digit goes the way its caption says.
+@register("caption_side", kind="image", prompted=True)
+def caption_side(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
+  """Pixels that the digit is off the middle, to the side its caption names.
 
-  The mean step before the first bounce (`tracking.first_motion`), along the
-  caption's direction: 2 in real clips, below 0 the other way.
+  "a 3 moving left" wants it on the left: a frame counts by the place of the
+  light in it (`tracking.track`), and for nothing where there is none.
 
   Args:
     frames: uint8 [B, F, H, W, 3].
     prompts: B captions of the digits model.
 
   Returns:
-    float32 [B].
+    float32 [B], mean over frames; below 0 on the other side.
 
   Raises:
     ValueError: for another caption.
   """
   asked = [moving_digits.parse_caption(prompt)[1] for prompt in prompts]
   found = tracking.track(tracking.grey(frames))
-  steps = tracking.first_motion(found)
-  return np.sum(steps * moving_digits.COMPASS[asked], axis=1, dtype=np.float32)
+  middle = (np.array(frames.shape[2:4]) - 1) / 2
+  off = (found.centres - middle) * found.visible[..., None]
+  way = moving_digits.COMPASS[asked]
+  return np.einsum("bfi,bi->b", off, way).astype(np.float32) / frames.shape[1]
 
 
 @register("caption_accuracy", kind="video", prompted=True)

@@ -4,10 +4,12 @@ import functools
 import io
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from dollar_jax.rewards.base import need, register
+from dollar_jax.rewards.base import Differentiable, need, register
+from dollar_jax.typing import Array, PyTree
 
 JPEG_QUALITY = 95
 """Pillow's quality, with its default 4:2:0 chroma, as in DDPO's reward
@@ -48,7 +50,18 @@ def jpeg_compressibility(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   return -jpeg_size(frames, prompts)
 
 
-@register("sharpness", kind="image")
+def _smooth_sharpness(dtype: str, shapes: bool) -> Differentiable:
+  del dtype, shapes  # no network
+
+  def fn(params: PyTree, pixels: Array, conditions: Array) -> Array:
+    del params, conditions
+    variance = jnp.var(_laplacian(pixels @ _LUMA), axis=(2, 3))
+    return jnp.mean(variance, axis=1)
+
+  return Differentiable({}, fn)
+
+
+@register("sharpness", kind="image", differentiable=_smooth_sharpness)
 def sharpness(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   """Variance of the Laplacian of a frame's luma, mean over frames.
 
@@ -121,12 +134,16 @@ def _jpeg_bytes(frame: np.ndarray) -> int:
 
 
 def _laplacian_variance(clip: np.ndarray) -> float:
-  luma = clip @ _LUMA
-  inner = luma[:, 1:-1, 1:-1]
+  return float(_laplacian(clip @ _LUMA).var(axis=(1, 2)).mean())
+
+
+def _laplacian(luma: Any) -> Any:
+  """Of pictures [..., H, W], at the pixels that have four neighbours."""
+  inner = luma[..., 1:-1, 1:-1]
   around = (
-    luma[:, :-2, 1:-1]
-    + luma[:, 2:, 1:-1]
-    + luma[:, 1:-1, :-2]
-    + luma[:, 1:-1, 2:]
+    luma[..., :-2, 1:-1]
+    + luma[..., 2:, 1:-1]
+    + luma[..., 1:-1, :-2]
+    + luma[..., 1:-1, 2:]
   )
-  return float((around - 4 * inner).var(axis=(1, 2)).mean())
+  return around - 4 * inner

@@ -4,9 +4,11 @@ import functools
 import itertools
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from dollar_jax.rewards.base import need, register
+from dollar_jax.rewards.base import Differentiable, need, register
+from dollar_jax.typing import Array, PyTree
 
 _FASTEST = 0.05
 """Share of the pixels whose motion counts, as in VBench's dynamic degree."""
@@ -14,7 +16,20 @@ _FASTEST = 0.05
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-@register("temporal_flickering", kind="video")
+def _smooth_flickering(dtype: str, shapes: bool) -> Differentiable:
+  del dtype, shapes  # no network
+
+  def fn(params: PyTree, pixels: Array, conditions: Array) -> Array:
+    del params, conditions
+    difference = jnp.abs(pixels[:, 1:] - pixels[:, :-1])
+    return 1 - jnp.mean(difference, axis=(1, 2, 3, 4)) / 255
+
+  return Differentiable({}, fn)
+
+
+@register(
+  "temporal_flickering", kind="video", differentiable=_smooth_flickering
+)
 def temporal_flickering(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   """1 − mean absolute difference of neighbouring frames / 255.
 

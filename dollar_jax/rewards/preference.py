@@ -20,15 +20,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dollar_jax.interop.clip import load_clip, load_tokenizer, open_tensors
 from dollar_jax.interop.folders import check_source, read_json
-from dollar_jax.models.clip import CLIP, normalize
+from dollar_jax.models.clip import CLIP, VIT_H_14, CLIPConfig, normalize
 from dollar_jax.models.clip_images import letterbox, preprocess
-from dollar_jax.rewards.base import RewardFn, register
-from dollar_jax.typing import Array
+from dollar_jax.rewards.base import (
+  Differentiable,
+  MakeDifferentiable,
+  RewardFn,
+  register,
+)
+from dollar_jax.typing import Array, PyTree
 
 FRAMES = 4
 """Frames of a clip that are judged: each costs a third of a TFLOP in a ViT-H/14
@@ -47,7 +54,7 @@ whose other layers are dropout."""
 
 
 PrepareFn = Callable[[Array, int], Array]
-"""Frames uint8 [B, H, W, 3] and a size → pixels float32 [B, size, size, 3]."""
+"""Frames [B, H, W, 3] and a size → pixels float32 [B, size, size, 3]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +107,44 @@ AESTHETIC = Source(
 )
 
 
-@register("pickscore", kind="image", prompted=True, num_frames=FRAMES)
+def _through_clip(
+  source: Source, prepare: PrepareFn, scaled: bool
+) -> MakeDifferentiable:
+  """How frames that fit their prompts are differentiated."""
+
+  def make(dtype: str, shapes: bool) -> Differentiable:
+    if shapes:
+      config, condition = VIT_H_14, Differentiable.condition
+      params = _shapes(VIT_H_14)
+    else:
+      network = _network(source.find(), prepare=prepare)
+      config, condition = network.config, network.read
+      params = network.params
+    module = CLIP(dataclasses.replace(config, dtype=dtype))
+
+    def fn(params: PyTree, pixels: Array, conditions: Array) -> Array:
+      size = config.vision_config.image_size
+      images = prepare(pixels.reshape(-1, *pixels.shape[2:]), size)
+      features = normalize(
+        module.apply({"params": params}, images, method="image_features")
+      ).reshape(*pixels.shape[:2], -1)
+      cosines = jnp.mean(jnp.einsum("bfp,bp->bf", features, conditions), axis=1)
+      scale = params["logit_scale"].astype("float32")
+      return jnp.exp(scale) * cosines if scaled else cosines
+
+    needed = {name: params[name] for name in ("vision", "logit_scale")}
+    return Differentiable(needed, fn, condition, config.projection_dim)
+
+  return make
+
+
+@register(
+  "pickscore",
+  kind="image",
+  prompted=True,
+  num_frames=FRAMES,
+  differentiable=_through_clip(PICKSCORE, preprocess, scaled=True),
+)
 def pickscore(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   """PickScore, mean over four frames.
 
@@ -122,7 +166,13 @@ def pickscore(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   return network.logit_scale * network.fit(frames, prompts)
 
 
-@register("hpsv2", kind="image", prompted=True, num_frames=FRAMES)
+@register(
+  "hpsv2",
+  kind="image",
+  prompted=True,
+  num_frames=FRAMES,
+  differentiable=_through_clip(HPSV2, letterbox, scaled=False),
+)
 def hpsv2(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   """Human Preference Score v2, mean over four frames.
 
@@ -220,11 +270,17 @@ def torch_reward(module: Any, batch_size: int = 8) -> RewardFn:
 
 
 class _Network:
-  """A CLIP on the device, called with batches of one size."""
+  """A CLIP on the device, called with batches of one size.
+
+  Attributes:
+    config: its sizes.
+    params: its weights.
+    logit_scale: what its cosines are multiplied by.
+  """
 
   def __init__(self, path: Path, texts: bool, prepare: PrepareFn):
     """Reads the weights; without `texts` those of that tower are dropped."""
-    config, params = load_clip(path)
+    self.config, params = config, params = load_clip(path)
     self.logit_scale = np.exp(np.float32(params["logit_scale"]))
     self._tokenize = None
     if texts:
@@ -233,12 +289,14 @@ class _Network:
       self._tokenize = load_tokenizer(folder, length)
     else:
       params = {k: v for k, v in params.items() if k != "text"}
-    self._params = jax.device_put({"params": params})
+    self.params = jax.device_put(params)
     module, size = CLIP(config), config.vision_config.image_size
     # apart, so that frames of another size do not compile the network anew
     self._prepare = jax.jit(lambda frames: prepare(frames, size))
     self._see, self._read = (
-      jax.jit(lambda p, x, m=m: normalize(module.apply(p, x, method=m)))
+      jax.jit(
+        lambda p, x, m=m: normalize(module.apply({"params": p}, x, method=m))
+      )
       for m in ("image_features", "text_features")
     )
 
@@ -246,15 +304,18 @@ class _Network:
     """Features [B, F, P], of length 1, of frames [B, F, H, W, 3]."""
     images = frames.reshape(-1, *frames.shape[2:])
     features = _in_batches(
-      lambda x: self._see(self._params, self._prepare(x)), images
+      lambda x: self._see(self.params, self._prepare(x)), images
     )
     return features.reshape(*frames.shape[:2], -1)
 
+  def read(self, prompts: list[str]) -> np.ndarray:
+    """Features [B, P], of length 1, of prompts."""
+    ids = self._tokenize(prompts)
+    return _in_batches(lambda x: self._read(self.params, x), ids)
+
   def fit(self, frames: np.ndarray, prompts: list[str]) -> np.ndarray:
     """Cosines [B] of prompts and frames [B, F, H, W, 3], mean over frames."""
-    ids = self._tokenize(prompts)
-    texts = _in_batches(lambda x: self._read(self._params, x), ids)
-    cosines = np.einsum("bfp,bp->bf", self.look(frames), texts)
+    cosines = np.einsum("bfp,bp->bf", self.look(frames), self.read(prompts))
     return cosines.mean(axis=1, dtype=np.float32)
 
 
@@ -272,6 +333,15 @@ def _network(
 @functools.cache
 def _load(path: Path, texts: bool, prepare: PrepareFn) -> _Network:
   return _Network(path, texts, prepare)
+
+
+def _shapes(config: CLIPConfig) -> PyTree:
+  """Shapes of the parameters of a CLIP."""
+  size = config.vision_config.image_size
+  pixels, ids = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32)
+  key = jax.random.key(0)
+  found = jax.eval_shape(CLIP(config).init, key, pixels, ids)
+  return nn.meta.unbox(found)["params"]
 
 
 def _in_batches(

@@ -95,6 +95,7 @@ class DistillConfig:
     cd_weight: weight of consistency distillation, beta_CD.
     reward_weight: weight of the latent reward, beta_FT.
     ddpo_weight: weight of a policy gradient on the true reward itself.
+    pixel_weight: weight of the true reward's gradient, through the decoder.
     score_steps: fake-score updates per student update.
     cd_warmup: first updates, by the consistency loss alone: a student of one
       or two steps starts so far from the data that VSD would collapse it.
@@ -118,6 +119,7 @@ class DistillConfig:
   cd_weight: float = 0.5
   reward_weight: float = 0.0
   ddpo_weight: float = 0.0
+  pixel_weight: float = 0.0
   score_steps: int = 5
   cd_warmup: int = 0
   score_warmup: int = 0
@@ -130,14 +132,19 @@ class DistillConfig:
   @property
   def consistency_alone(self) -> "DistillConfig":
     """The losses of the first `cd_warmup` updates."""
-    return dataclasses.replace(
-      self, vsd_weight=0.0, reward_weight=0.0, ddpo_weight=0.0
-    )
+    off = {**dict.fromkeys(self.climbing, 0.0), "vsd_weight": 0.0}
+    return dataclasses.replace(self, **off)
 
   @property
-  def climbs(self) -> bool:
-    """Whether a reward is climbed, in one way or another."""
-    return self.reward_weight > 0 or self.ddpo_weight > 0
+  def climbing(self) -> tuple[str, ...]:
+    """The weights by which a reward is climbed, in one way or another."""
+    ways = "reward_weight", "ddpo_weight", "pixel_weight"
+    return tuple(name for name in ways if getattr(self, name))
+
+  @property
+  def acts_on_samples(self) -> bool:
+    """Whether a loss looks at what the student makes of its own inputs."""
+    return any((self.vsd_weight, self.reward_weight, self.pixel_weight))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,10 +337,9 @@ class TrainConfig:
       _check(bool(self.teacher), "teacher", self.teacher, teacher)
       _check_distill(self.distill)
       _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
-      if self.distill.ddpo_weight:
+      if self.distill.climbing:
         _check_reward(self.reward)
       if self.distill.reward_weight:
-        _check_reward(self.reward)
         batch = self.reward.batch_size
         optimizer = self.reward_optimizer
         _check_optimizer(optimizer, "reward_optimizer", batch, "reward")
@@ -341,9 +347,9 @@ class TrainConfig:
         every = self.reward.every
         want = f"a multiple of log_every ({self.log_every})"
         _check(every % self.log_every == 0, "reward.every", every, want)
-      every, climbs = self.guard.every, self.distill.climbs
-      want = "0, as neither reward_weight nor ddpo_weight is above 0"
-      _check(climbs or not every, "guard.every", every, want)
+      every, climbing = self.guard.every, self.distill.climbing
+      want = "0, as no weight of config.distill climbs a reward"
+      _check(climbing or not every, "guard.every", every, want)
       _check_guard(self.guard, self.log_every)
 
 
@@ -399,11 +405,12 @@ def _check_distill(d: DistillConfig) -> None:
   check(d.cd_weight >= 0, "cd_weight", "0 or more")
   check(d.reward_weight >= 0, "reward_weight", "0 or more")
   check(d.ddpo_weight >= 0, "ddpo_weight", "0 or more")
+  check(d.pixel_weight >= 0, "pixel_weight", "0 or more")
   noisy = d.fresh_noise > 0 and (len(d.grid) or d.num_steps) > 1
   want = "0, as the student has no noise between its steps to learn from"
   check(noisy or not d.ddpo_weight, "ddpo_weight", want)
-  total = d.vsd_weight + d.cd_weight + d.reward_weight + d.ddpo_weight
-  check(total > 0, "vsd_weight", "above 0, or another weight must be")
+  some = d.acts_on_samples or d.cd_weight or d.ddpo_weight
+  check(some, "vsd_weight", "above 0, or another weight must be")
   check(d.score_steps >= 1, "score_steps", "at least 1")
   check(d.score_warmup >= 0, "score_warmup", "0 or more")
   check(d.cd_warmup >= 0, "cd_warmup", "0 or more")

@@ -129,7 +129,7 @@ def student_ideal(
   guided = net.forward * (1 if c.guidance == 1.0 else 2)
   trained = net.forward + net.backward
   parts = {}
-  if c.vsd_weight or c.reward_weight:
+  if c.acts_on_samples:
     if c.inputs == "simulate":
       parts["rollout"] = net.forward * (steps - 1) / steps
     parts["student"] = trained

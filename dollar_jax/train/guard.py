@@ -67,6 +67,7 @@ class Guard:
   """Looks at clips of the averaged student.
 
   Attributes:
+    decoder: makes frames of the clips.
     description: what must be equal for a checkpoint to fit.
     verdict: why the run is to end, and which student is kept; None: it goes on.
   """
@@ -86,6 +87,7 @@ class Guard:
       ValueError: if there is no such reward, or one is optimised and watched.
     """
     self._config, self._settings = config, config.guard
+    self.decoder = decoder
     size = config.data.batch_size
     self._count = -(-config.guard.samples // size) * size
     optimised = get_mixture(config.reward.name)
@@ -99,11 +101,12 @@ class Guard:
     self.verdict: str | None = None
 
   def init(self, params: Params) -> GuardState:
-    """Nothing seen yet.
+    """Nothing seen yet; puts the codec on the devices.
 
     Args:
       params: of the student, averaged; they are copied.
     """
+    self.decoder.init()
     columns = len(self._mixture.names)
 
     def create(params: Params) -> GuardState:

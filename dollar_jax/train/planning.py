@@ -180,7 +180,7 @@ def expectations(
     ideals["teacher"] = {"teacher": net.forward + net.backward}
   else:
     c, critic = config.distill, cost.Cost(0, 0)
-    used = c.vsd_weight or c.reward_weight, c.cd_weight, c.ddpo_weight
+    used = c.acts_on_samples, c.cd_weight, c.ddpo_weight
     trained["student"] = sum(map(bool, used))
     if task.tuner is not None:
       count = functools.partial(
@@ -199,8 +199,10 @@ def expectations(
     ideal = sum(parts.values())
     again = trained.get(name, 0) * _made_again(net, config.remat, choice)
     sent = traffic.get(name)
+    # nobody has counted what a decoder and a reward on its pixels multiply
+    whole = name != "student" or not config.distill.pixel_weight
     found[name] = Expected(
-      flops=ideal / mesh.size,
+      flops=ideal / mesh.size if whole else None,
       factor=1 + again / ideal,
       collectives=None if sent is None else dict(sent),
     )

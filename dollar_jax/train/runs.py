@@ -31,6 +31,7 @@ from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
 from dollar_jax.train.guard import Guard
 from dollar_jax.train.loop import CONFIG, Batches, fit
+from dollar_jax.train.pixel_reward import PixelReward
 from dollar_jax.train.policy import Policy
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.shared_labels import Decoder
@@ -276,8 +277,8 @@ def _distillation(
   config: TrainConfig, base: Pipeline, mesh: Mesh
 ) -> tuple[DistillTask, Recipe]:
   student = Student(base.denoiser, config.distill, config.lora_rank)
-  tuner = guard = policy = None
-  decoder = Decoder(base.codec, mesh) if config.distill.climbs else None
+  tuner = guard = policy = pixels = None
+  decoder = Decoder(base.codec, mesh) if config.distill.climbing else None
   if config.distill.reward_weight:
     tuner = RewardTuner(
       config,
@@ -289,6 +290,8 @@ def _distillation(
     )
   if config.distill.ddpo_weight:
     policy = Policy(config, student, decoder, mesh)
+  if config.distill.pixel_weight:
+    pixels = PixelReward(config, base.codec, mesh)
   if config.guard.every:
     guard = Guard(config, student, decoder, mesh)
   start = None
@@ -307,6 +310,7 @@ def _distillation(
     tuner,
     guard,
     policy,
+    pixels,
     start,
   )
   recipe = dataclasses.replace(

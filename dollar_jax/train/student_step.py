@@ -7,6 +7,7 @@ number of elements), so the weights are ratios of forces at any latent size.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,9 @@ from dollar_jax.train.config import DistillConfig, OptimizerConfig
 from dollar_jax.train.state import NetworkState, apply_gradients, gradients
 from dollar_jax.train.teacher_step import Step
 from dollar_jax.typing import Array, Params, PredictFn, PyTree
+
+PixelForce = Callable[[PyTree, Array, Array], tuple[Array, Array]]
+"""`(frozen, x0, conditions)` → mean reward and force; `PixelReward.force`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,30 +235,36 @@ def make_student_step(
   optimizer: optax.GradientTransformation,
   config: OptimizerConfig,
   latent_reward: LatentReward | None = None,
+  pixel_force: PixelForce | None = None,
 ) -> Step:
   """Builds the student's update.
 
   `frozen` needs `teacher`, `null_text` [S, D] and `null_mask` [S];
-  `fake_score` with VSD, `latent_reward` with a reward. `batch` needs
-  `latents` [B, T, H, W, C], `text` [B, S, D] and `text_mask` [B, S]; with DDPO
-  `policy`, see `policy.Policy.rows`.
+  `fake_score` with VSD, `latent_reward` with a reward, `pixels` with a reward
+  of pixels. `batch` needs `latents` [B, T, H, W, C], `text` [B, S, D] and
+  `text_mask` [B, S]; with DDPO `policy`, see `policy.Policy.rows`; with a
+  reward of pixels `conditions` [B, P], see `pixel_reward.PixelReward`.
   """
   c = student.config
 
   def step(state: NetworkState, frozen: PyTree, batch: PyTree, key: Array):
     with_ema = {**frozen, "ema": state.averaged}
-    if c.vsd_weight or c.reward_weight:
+    if c.acts_on_samples:
       # drawn for the whole batch: its parts may be too small for rollouts
       held_still = student.bind(state.params, frozen)
       input_key = jax.random.split(key, 3)[0]
       drawn = student.inputs(held_still, batch, input_key)
       batch = {**batch, "drawn": drawn}
+    if c.pixel_weight:
+      conditions = batch["conditions"]
+      rows = student.prompt_rows(len(conditions))
+      batch["conditions"] = conditions[rows]
 
     def loss_fn(params: Params, batch: PyTree, key: Array):
       _, vsd_key, cd_key = jax.random.split(key, 3)
       total, metrics = jnp.zeros(()), {}
       params = student.bind(params, frozen)
-      if c.vsd_weight or c.reward_weight:
+      if c.acts_on_samples:
         x_t, t, *text = batch["drawn"]
         x0 = student.predict(params, *text)(x_t, t)
         held = jax.lax.stop_gradient(x0)
@@ -267,6 +277,10 @@ def make_student_step(
         total += c.reward_weight * reward_loss(x0, pull)
         metrics["latent_reward"] = score
         metrics["reward_force"] = jnp.sqrt(jnp.mean(pull**2))
+      if c.pixel_weight:
+        score, pull = pixel_force(frozen["pixels"], held, batch["conditions"])
+        total += c.pixel_weight * reward_loss(x0, pull)
+        metrics["pixel_reward"] = score
       if c.ddpo_weight:
         x_t, t, push, *text = batch["policy"]
         moved = student.predict(params, *text)(x_t, t)

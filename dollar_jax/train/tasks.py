@@ -17,6 +17,7 @@ from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
 from dollar_jax.train.guard import Guard, GuardState
 from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.pixel_reward import PixelReward
 from dollar_jax.train.policy import Policy
 from dollar_jax.train.reward_tuner import RewardState, RewardTuner
 from dollar_jax.train.score_step import make_score_step
@@ -182,6 +183,7 @@ class DistillTask:
     tuner: the latent reward model's side, or None without a reward.
     guard: watches the true rewards, or None.
     policy: the policy gradient's side, or None without it.
+    pixels: the pixel gradient's side, or None without it.
   """
 
   def __init__(
@@ -194,6 +196,7 @@ class DistillTask:
     tuner: RewardTuner | None = None,
     guard: Guard | None = None,
     policy: Policy | None = None,
+    pixels: PixelReward | None = None,
     start: dict[str, Params] | None = None,
   ):
     """Prepares the steps; nothing is compiled yet.
@@ -207,12 +210,13 @@ class DistillTask:
       tuner: required with a reward weight.
       guard: ends a run that spoils the student.
       policy: required with a DDPO weight.
+      pixels: required with a pixel weight.
       start: `student` and `fake_score` parameters to start from, adapters
         where the student is one; what is absent starts as the teacher.
     """
     self._config, self._mesh = config, mesh
     self.student, self.tuner = student, tuner
-    self.guard, self.policy = guard, policy
+    self.guard, self.policy, self.pixels = guard, policy, pixels
     self._given = start or {}
     self._start = {"student": teacher, "fake_score": teacher} | self._given
     self._teacher, self._null_prompt, self._frozen = teacher, null_prompt, {}
@@ -230,6 +234,7 @@ class DistillTask:
       self._optimizer,
       config.optimizer,
       tuner.model if tuner else None,
+      pixels.force if pixels else None,
     )
     self._shapes = {"student": self._placed("student", self._optimizer)}
     self.student_step = jitted(step, self._shapes["student"])
@@ -262,6 +267,7 @@ class DistillTask:
       "reward": tuner is not None and tuner.description,
       "guard": guard and guard.description,
       "policy": policy and policy.description,
+      "pixels": pixels and pixels.description,
     }
 
   def init(self) -> DistillState:
@@ -277,6 +283,8 @@ class DistillTask:
       reward = self.tuner.init()
     if self.policy is not None:
       self.policy.decoder.init()
+    if self.pixels is not None:
+      self._frozen["pixels"] = self.pixels.init()
     if self.guard is not None:
       guard = self.guard.init(student.averaged)
     return DistillState(student, fake_score, reward, guard)
@@ -379,7 +387,9 @@ class DistillTask:
       state, more = self._look(state, batches, index)
       metrics |= more
 
-    batch, _ = batches.next()
+    batch, prompts = batches.next()
+    if self.pixels is not None:
+      batch = {**batch, "conditions": self.pixels.conditions(prompts)}
     if self.policy is not None:
       sampler = self.student.bind(state.student.params, frozen)
       rows, more = self.policy.rows(sampler, batches, index)
@@ -459,6 +469,10 @@ class DistillTask:
     if self.policy is not None:
       more, rows = self.policy.programs(sampler, batch, key)
       found, batch = more | found, batch | {"policy": rows}
+    if self.pixels is not None:
+      frozen["pixels"] = self.pixels.shapes
+      size = len(batch["latents"])
+      batch = batch | {"conditions": self.pixels.conditions_shape(size)}
     args = student, frozen, batch, key
     return {"student": Program(self.student_step, args), **found}
 
@@ -467,8 +481,10 @@ class DistillTask:
     found = dict(self._shapes)
     if self.tuner is not None:
       found["latent_reward"] = self.tuner.shapes
-    if self.tuner or self.policy:
-      found["decoder"] = (self.tuner or self.policy).decoder.shapes
+    if user := self.tuner or self.policy or self.guard:
+      found["decoder"] = user.decoder.shapes
+    if self.pixels is not None:
+      found["pixels"] = self.pixels.shapes
     if self.guard is not None:
       found["best"] = found["student"].averaged
     return found

@@ -226,7 +226,7 @@ def step_traffic(
     found["warm-up"] = times(count, consistency)
   simulated = c.inputs == "simulate"
   part: Bytes = Counter()
-  if c.vsd_weight or c.reward_weight:
+  if c.acts_on_samples:
     part += net.trained(rows)
   if c.vsd_weight:
     part += net.forward(pairs * rows) + net.forward(rows)
@@ -235,7 +235,7 @@ def step_traffic(
   if c.ddpo_weight:
     part += net.trained(rows)
   found["student"] = times(count, part)
-  if simulated and (c.vsd_weight or c.reward_weight):
+  if simulated and c.acts_on_samples:
     found["student"] += times(steps - 1, net.forward(rollouts))
   sampler = net.forward(videos)
   if simulated:

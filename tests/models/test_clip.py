@@ -315,10 +315,10 @@ def test_inputs_of_another_shape_are_refused():
     run("text_features", (1, 11), np.int32)
   with pytest.raises(
     ValueError,
-    match=r"^frames are float32 \(1, 4, 4, 3\); CLIP takes uint8 "
+    match=r"^frames are float16 \(1, 4, 4, 3\); CLIP takes uint8 or float32 "
     r"\[B, H, W, 3\]$",
   ):
-    clip_images.preprocess(np.zeros((1, 4, 4, 3), np.float32), 4)
+    clip_images.preprocess(np.zeros((1, 4, 4, 3), np.float16), 4)
   with pytest.raises(ValueError, match=r"^frames are uint8 \(4, 4, 3\); CLIP"):
     clip_images.letterbox(np.zeros((4, 4, 3), np.uint8), 4)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dollar_jax.data import moving_digits
-from dollar_jax.rewards.digits import caption_accuracy, caption_motion
+from dollar_jax.rewards.digits import caption_accuracy, caption_side
 
 
 @pytest.fixture(scope="module")
@@ -12,22 +12,21 @@ def clips():
   return moving_digits.make_clips("test", 80)
 
 
-def test_real_clips_go_two_pixels_the_way_they_say(clips):
-  found = caption_motion(clips.frames, clips.captions)
-  assert found.dtype == np.float32
-  np.testing.assert_allclose(found, 2, atol=0.05)
+def test_the_side_is_where_the_light_is():
+  frames = np.zeros((3, 2, 32, 32, 3), np.uint8)
+  frames[:2, :, 10:12, 3:5] = 255  # 5 above the middle and 12 left of it
+  for way, wanted in (("left", 12), ("right", -12), ("up", 5), ("down", -5)):
+    prompts = [moving_digits.caption(3, way)] * 3
+    found = caption_side(frames, prompts)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, [wanted, wanted, 0], atol=1e-4)
 
 
-def test_backwards_is_below_zero_and_across_is_nothing(clips):
-  # four frames go straight; the way back is the same steps turned round
-  back = caption_motion(clips.frames[:, 3::-1], clips.captions)
-  np.testing.assert_allclose(back, -2, atol=0.05)
-  turned = [
-    moving_digits.caption(d, moving_digits.DIRECTIONS[way ^ 2])
-    for d, way in map(moving_digits.parse_caption, clips.captions)
-  ]
-  across = caption_motion(clips.frames, turned)
-  np.testing.assert_allclose(across, 0, atol=0.05)
+def test_half_the_frames_are_half_the_way():
+  frames = np.zeros((1, 2, 32, 32, 3), np.uint8)
+  frames[0, 0, 10:12, 3:5] = 255
+  found = caption_side(frames, [moving_digits.caption(3, "left")])
+  np.testing.assert_allclose(found, 6, atol=1e-4)
 
 
 def test_accuracy_wants_digit_and_direction(clips):
@@ -44,4 +43,4 @@ def test_accuracy_wants_digit_and_direction(clips):
 
 def test_other_captions_are_refused(clips):
   with pytest.raises(ValueError, match="not one the digits model knows"):
-    caption_motion(clips.frames[:1], ["a cat"])
+    caption_side(clips.frames[:1], ["a cat"])

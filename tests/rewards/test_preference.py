@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -180,6 +182,38 @@ def test_wide_frames_are_shown_as_each_network_was_taught(
   values = base.get_reward(name)(frames, PROMPTS)
   np.testing.assert_allclose(values, score(prepare), rtol=0, atol=2e-5)
   assert np.abs(values - score(other)).max() > 1e-2
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["hpsv2", "pickscore"])
+def test_the_form_with_a_gradient_gives_the_same(saved, monkeypatch, name):
+  monkeypatch.setenv(f"DOLLAR_{name.upper()}", str(saved[1]))
+  reward = base.get_reward(name)
+  form = reward.differentiable("float32", False)
+  conditions = form.condition(PROMPTS)
+  assert conditions.shape == (5, form.width)
+
+  def total(pixels):
+    return form.fn(form.params, pixels, conditions).sum()
+
+  pixels = jnp.asarray(reward.drawn(FRAMES), jnp.float32)
+  found = form.fn(form.params, pixels, conditions)
+  # this form does not round what it has resized
+  wanted = reward(FRAMES, PROMPTS)
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=0.02 * np.std(wanted))
+  way = np.random.default_rng(0).normal(size=pixels.shape).astype(np.float32)
+  slope = (total(pixels + way) - total(pixels - way)) / 2
+  np.testing.assert_allclose(
+    jnp.vdot(jax.grad(total)(pixels), way), slope, rtol=0.05
+  )
+
+
+@pytest.mark.parametrize("name", ["hpsv2", "pickscore"])
+def test_a_plan_of_a_gradient_needs_no_weights(name):
+  form = base.get_reward(name).differentiable("bfloat16", True)
+  sizes = [leaf.size for leaf in jax.tree.leaves(form.params["vision"])]
+  assert sum(sizes) == 632_076_800  # OpenCLIP's count for ViT-H/14
+  assert form.width == 1024
 
 
 @pytest.mark.torch
