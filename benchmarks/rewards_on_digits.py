@@ -4,8 +4,8 @@
 
 Tunes the 4-step student of each seed to a reward of frames, one of clips and
 one that reads the captions, through the latent reward model and by a policy
-gradient, which is given more calls of the reward and more time. Before and
-after, a student draws the same prompts and noise, which no run has seen, and
+gradient, which is given more calls of the reward and more time (of the
+processor: other work on the machine does not count). Before and after, a student draws the same prompts and noise, which no run has seen, and
 the clips are compared in pairs, with what was not optimised beside what was.
 What is finished in the workdir is not done again.
 """
@@ -123,10 +123,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
       if not file.exists():
         if before is None:
           before = judge(student, panel, seed, args.samples)
-        began, fresh = time.perf_counter(), not folder.exists()
+        began, fresh = time.process_time(), not folder.exists()
         print(f"{name}:", flush=True)
         train(config, str(folder), data_folder=data)
-        seconds = time.perf_counter() - began if fresh else None
+        seconds = time.process_time() - began if fresh else None
         after = judge(folder, panel, seed, args.samples)
         row = compare(name, config, before, after, folder)
         write_json(file, row | {"seconds": seconds})
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
   """Means over the seeds in Markdown; errors are of the pairs of clips."""
-  titles = ["reward", "by", "calls", "s", "gain", "in errors"]
+  titles = ["reward", "by", "calls", "CPU s", "gain", "in errors"]
   titles += ["in deviations", "Spearman", *WATCHED]
   lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
   kinds = dict.fromkeys((row["reward"], row["method"]) for row in rows)
