@@ -5,9 +5,10 @@
 Tunes the 4-step student of each seed to a reward of frames, one of clips and
 one that reads the captions, through the latent reward model and by a policy
 gradient, which is given more calls of the reward and more time (of the
-processor: other work on the machine does not count). Before and after, a student draws the same prompts and noise, which no run has seen, and
-the clips are compared in pairs, with what was not optimised beside what was.
-What is finished in the workdir is not done again.
+processor: other work on the machine does not count). Before and after, a
+student draws the same prompts and noise, which no run has seen, and the clips
+are compared in pairs, with what was not optimised beside what was. What is
+finished in the workdir is not done again.
 """
 
 import argparse

@@ -12,18 +12,24 @@ from dollar_jax.train.config import from_config_dict
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 MACHINES = {"v5e": "v5e:16x16", "v5p": "v5p:4x4x4", "h100": "h100:8x8"}
 SIZES = ["t2v_1_3b", "t2v_14b", "ti2v_5b", "t2v_a14b"]
-CHOICES = [("wan", f"{size},{name}") for size in SIZES for name in MACHINES]
-CHOICES += [("cogvideox", name) for name in MACHINES]
+WAN = [("wan", f"{size},{name}") for size in SIZES for name in MACHINES]
+CHOICES = [*WAN, *(("cogvideox", name) for name in MACHINES)]
+DISTILL = "distill.py"
+REWARDS = {"reward_pickscore.py": "pickscore", "reward_hpsv2.py": "hpsv2"}
 
 
-def get_config(family, *choice):
-  module = runpy.run_path(str(CONFIGS / family / "distill.py"))
+def get_config(family, *choice, file=DISTILL):
+  module = runpy.run_path(str(CONFIGS / family / file))
   return from_config_dict(module["get_config"](*choice).to_dict())
 
 
-@pytest.mark.parametrize("family, choice", CHOICES)
-def test_no_device_waits_and_no_microbatch_is_torn(family, choice):
-  config = get_config(family, choice)
+@pytest.mark.parametrize(
+  "family, choice, file",
+  [(*choice, DISTILL) for choice in CHOICES]
+  + [(*choice, file) for choice in WAN for file in REWARDS],
+)
+def test_no_device_waits_and_no_microbatch_is_torn(family, choice, file):
+  config = get_config(family, choice, file=file)
   machine = parse(MACHINES[choice.rpartition(",")[2]])
   data, fsdp, tensor, context = mesh_shape(config.mesh, machine.devices)
   assert data * fsdp * tensor * context == machine.devices
@@ -34,6 +40,16 @@ def test_no_device_waits_and_no_microbatch_is_torn(family, choice):
     assert batch % (groups * optimizer.accumulate) == 0
   assert config.reward.batch_size % groups == 0
   assert config.remat == "full"
+
+
+@pytest.mark.parametrize("file, reward", REWARDS.items())
+def test_a_reward_is_all_that_a_tuning_adds(file, reward):
+  tuning, before = get_config("wan", file=file), get_config("wan")
+  assert tuning.distill.reward_weight == 1.0
+  assert tuning.reward.name == reward
+  assert tuning.guard.every % tuning.log_every == 0
+  for name in ("teacher", "mesh", "data", "optimizer", "score_optimizer"):
+    assert getattr(tuning, name) == getattr(before, name)
 
 
 @pytest.mark.parametrize("family, choice", [("wan", "t2v_1_3b"), ("wan", "")])
