@@ -100,7 +100,8 @@ def guard_curves(rows: Rows, optimised: Sequence[str]) -> bytes:
   """What a guard saw: what is optimised beside what is only watched.
 
   Args:
-    rows: metrics of a run with a guard, "guard/NAME" for each reward.
+    rows: metrics of a run with a guard, "guard/NAME" for each reward, and
+      "guard_limit/NAME" where the run is to end, which is dashed.
     optimised: names of the rewards that are climbed; the latent model's
       estimate of their sum, if there is one, shares the first plot.
 
@@ -118,6 +119,11 @@ def guard_curves(rows: Rows, optimised: Sequence[str]) -> bytes:
     name = key.removeprefix("guard/")
     titles[key] = ("part: " if name in optimised else "watched: ") + name
   figure = curves(rows, titles)
+  for ax, key in zip(figure.axes, titles, strict=True):
+    limit = key.replace("guard/", "guard_limit/")
+    if any(limit in row for row in rows):
+      points = _series(rows, "step", limit)
+      ax.plot(*points, "--", color=COLORS[-1], linewidth=1.2, label="limit")
   first = figure.axes[0]
   first.lines[0].set_label("true")
   if "guard/latent" in known:

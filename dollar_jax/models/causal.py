@@ -120,6 +120,9 @@ def in_chunks(
 ) -> Array:
   """Applies a network to a clip chunk by chunk.
 
+  A backward pass makes a chunk's activations again, so that it, too, keeps
+  those of one chunk at a time.
+
   Args:
     network: maps `(chunk, memory)` to `(output, memory)`.
     params: its parameters.
@@ -130,13 +133,18 @@ def in_chunks(
   Returns:
     The outputs [B, ...], joined in time.
   """
-  out, memory = network.apply({"params": params}, x[:, :first], None)
+
+  @jax.checkpoint
+  def apply(chunk: Array, memory: Memory | None) -> tuple[Array, Memory]:
+    return network.apply({"params": params}, chunk, memory)
+
+  out, memory = apply(x[:, :first], None)
   chunks = einops.rearrange(
     x[:, first:], "b (n t) h w c -> n b t h w c", t=size
   )
 
   def one(memory: Memory, chunk: Array) -> tuple[Memory, Array]:
-    out, memory = network.apply({"params": params}, chunk, memory)
+    out, memory = apply(chunk, memory)
     return memory, out
 
   _, rest = jax.lax.scan(one, memory, chunks)

@@ -196,13 +196,22 @@ def need(module: str, reward: str) -> Any:
     ) from error
 
 
-def _from_module(name: str) -> Reward:
+def import_function(name: str, what: str) -> Callable[..., Any]:
+  """Imports a function outside the package.
+
+  Args:
+    name: "MODULE:FUNCTION".
+    what: it is, for the error.
+
+  Raises:
+    ValueError: if there is none, or its module does not import.
+  """
   module_name, _, function = name.partition(":")
   try:
     module = importlib.import_module(module_name)
   except Exception as error:  # whatever a stranger's module raises
     raise ValueError(
-      f"module {module_name!r} of reward {name!r} does not import "
+      f"module {module_name!r} of {what} {name!r} does not import "
       f"({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
     ) from error
   fn = getattr(module, function, None) if function else None
@@ -211,9 +220,14 @@ def _from_module(name: str) -> Reward:
     close = difflib.get_close_matches(function, named, 1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else "check its spelling"
     raise ValueError(
-      f"module {module_name!r} has no function {function!r} for reward "
+      f"module {module_name!r} has no function {function!r} for {what} "
       f"{name!r}; {hint}"
     )
+  return fn
+
+
+def _from_module(name: str) -> Reward:
+  fn = import_function(name, "reward")
   for known in _REGISTRY.values():
     if known.fn is fn:
       return dataclasses.replace(known, name=name)

@@ -200,15 +200,21 @@ class GuardConfig:
   """When a run that climbs a reward is stopped, see `train.guard`.
 
   Falls are in standard deviations of single clips at the start, and count only
-  if they exceed three standard errors too.
+  if they exceed three standard errors too. Those of all clips together are
+  shares of the start's, which must lie outside of the 95 % interval.
 
   Attributes:
     every: student updates between looks at its clips; 0 never looks.
     samples: clips of a look.
     watch: rewards that are not optimised and must not fall; "-NAME" where less
       is better.
+    features: extractor for the Fréchet distance to the data set's clips and
+      the diversity within a prompt: "digits" or "MODULE:FUNCTION", see
+      `rewards.features`; empty: neither is watched.
     reward_fall: how far the true reward may fall from its best.
     watch_fall: how far a watched reward may fall from its start.
+    frechet_rise: how far the Fréchet distance may rise, as a share.
+    diversity_fall: how far the diversity may fall, as a share.
     patience: looks in a row beyond a limit after which the run ends.
     keep_best: whether the best student is the result of a run that was not
       stopped, too; of one that was, it always is.
@@ -217,8 +223,11 @@ class GuardConfig:
   every: int = 0
   samples: int = 128
   watch: tuple[str, ...] = ()
+  features: str = ""
   reward_fall: float = 0.5
   watch_fall: float = 1.0
+  frechet_rise: float = 1.0
+  diversity_fall: float = 0.2
   patience: int = 1
   keep_best: bool = False
 
@@ -388,7 +397,7 @@ def _check_guard(g: GuardConfig, log_every: int) -> None:
   for name, least in (("samples", 2), ("patience", 1)):
     value = getattr(g, name)
     _check(value >= least, f"guard.{name}", value, f"at least {least}")
-  for name in ("reward_fall", "watch_fall"):
+  for name in ("reward_fall", "watch_fall", "frechet_rise", "diversity_fall"):
     value = getattr(g, name)
     _check(0 <= value < math.inf, f"guard.{name}", value, "0 or more")
 

@@ -51,7 +51,8 @@ def test_a_guard_s_plot_has_what_is_climbed_and_what_is_watched(monkeypatch):
 
   monkeypatch.setattr(plots, "curves", watch)
   row = {"guard/a": 2.0, "guard/b": 3.0, "guard/sum": 0.5, "guard/latent": 2.5}
-  rows = [{"step": 0, "vsd": 1.0, **row}, {"step": 9, **row}]
+  limit = {"guard_limit/b": 4.0}
+  rows = [{"step": 0, "vsd": 1.0, **row}, {"step": 9, **row, **limit}]
   png = plots.guard_curves(rows, ["a"])
   assert Image.open(io.BytesIO(png)).format == "PNG"
   plots.guard_curves(rows, ["a", "b"])
@@ -63,6 +64,8 @@ def test_a_guard_s_plot_has_what_is_climbed_and_what_is_watched(monkeypatch):
   true, latent = drawn[0].axes[0].lines
   assert points(true) == [(0, 2.0), (9, 2.0)]
   assert points(latent) == [(0, 2.5), (9, 2.5)]
+  _, bound = drawn[0].axes[1].lines
+  assert points(bound) == [(9, 4.0)]
 
 
 def test_a_metric_that_is_nowhere_is_named():

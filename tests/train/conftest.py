@@ -60,6 +60,9 @@ REWARD = DISTILL | {
   "guard.every": 6,
   "guard.samples": 4,
   "guard.watch": ("sharpness",),
+  "guard.features": "digits",
+  "guard.frechet_rise": 1e9,
+  "guard.diversity_fall": 1e9,
   "guard.reward_fall": 1e9,  # the run is to go on
   "guard.watch_fall": 1e9,
 }

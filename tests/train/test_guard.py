@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from dollar_jax.evaluation.intervals import Estimate
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.parallel import rules
 from dollar_jax.parallel.mesh import make_mesh
@@ -130,6 +131,62 @@ def test_a_fall_that_may_be_chance_does_not_count(guard):
   # the same clips, each a little worse
   looks = [7 + noise * scale, 7 + (noise - 0.2) * scale]
   assert _see(made, state, *looks)[1].ended == 10
+
+
+def _sets(frechet, diversity, spread=0.1):
+  return {
+    "frechet": Estimate(frechet, frechet - spread, frechet + spread),
+    "diversity": Estimate(diversity, diversity - spread, diversity + spread),
+  }
+
+
+@pytest.mark.parametrize(
+  ("sets", "what"),
+  [
+    (
+      _sets(3.0, 5.0),
+      "the Fréchet distance was 200% above the start's",
+    ),
+    (
+      _sets(1.0, 3.0),
+      "the diversity was 40% below the start's",
+    ),
+    (_sets(1.9, 4.5), None),  # both within their bounds
+    (_sets(0.2, 9.0), None),  # both for the better
+    (_sets(3.0, 3.0, spread=2.5), None),  # both may be chance
+  ],
+)
+def test_what_all_clips_are_together_is_watched(guard, sets, what):
+  made, state = guard(features="digits")
+  state, seen = made._judge(state, _values(), 0, _sets(1.0, 5.0))
+  assert (seen["guard/frechet"], seen["guard/diversity"]) == (1.0, 5.0)
+  limits = seen["guard_limit/frechet"], seen["guard_limit/diversity"]
+  assert limits == (2.0, 4.0)
+  state, _ = made._judge(state, _values(), 10, sets)
+  said = made._told(state)
+  assert (said is None) == (what is None)
+  if what:
+    assert said.startswith(f"the guard stopped the run at step 10: {what} (")
+    assert said.endswith("the student of step 0 is kept")
+
+
+def test_limits_are_where_the_run_ends(guard):
+  made, state = guard()
+  state, seen = made._judge(state, _values(), 0)
+  for name, change in (
+    ("temporal_flickering", {"flicker": -1}),
+    ("motion", {"motion": 1}),
+  ):
+    limit = seen[f"guard_limit/{name}"]
+    for beyond, ended in ((0.99, NEVER), (1.01, 10)):
+      worse = {key: beyond * value for key, value in change.items()}
+      values = _values(**worse)
+      column = made._mixture.names.index(name)
+      now, _ = made._judge(state, values, 10)
+      assert now.ended == ended
+      side = np.sign(made._mixture.weights[column])
+      assert (side * (values[:, column].mean() - limit) < 0) == (ended == 10)
+  assert seen["guard_limit/sum"] == pytest.approx(-0.5, abs=1e-6)
 
 
 def test_clips_without_a_value_are_left_out(guard):
