@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 from dollar_jax.evaluation import mosaic
 
@@ -30,6 +31,9 @@ _STYLE = {
   "lines.linewidth": 1.8,
   "svg.fonttype": "none",
 }
+
+TENTHS = 10
+"""Groups of a calibration plot."""
 
 Rows = Sequence[Mapping[str, float]]
 """Metrics, one row a step; a key need not be in every row."""
@@ -130,6 +134,51 @@ def guard_curves(rows: Rows, optimised: Sequence[str]) -> bytes:
     points = _series(rows, "step", "guard/latent")
     first.plot(*points, "s--", color=COLORS[1], label="latent model")
   first.legend(loc="best", frameon=False)
+  return _png(figure)
+
+
+def calibration(pairs: np.ndarray, name: str) -> bytes:
+  """How far a latent reward model's estimates are to be believed.
+
+  Every pair is a dot; tenths of them, by estimate, are a mean with two standard
+  errors. On the dashed line an estimate is what comes true.
+
+  Args:
+    pairs: [N, 2], estimates of samples that the model had not seen, and their
+      true rewards; pairs with NaN are left out.
+    name: of the reward.
+
+  Returns:
+    a PNG file, on white.
+
+  Raises:
+    ValueError: if there are fewer than ten pairs.
+  """
+  pairs = pairs[np.isfinite(pairs).all(axis=1)]
+  if len(pairs) < TENTHS:
+    raise ValueError(
+      f"{len(pairs)} pairs show no calibration; give at least {TENTHS}"
+    )
+  parts = np.array_split(pairs[np.argsort(pairs[:, 0])], TENTHS)
+  means = np.array([part.mean(axis=0) for part in parts])
+  errors = [part[:, 1].std() / np.sqrt(len(part)) for part in parts]
+  rank = stats.spearmanr(*pairs.T).statistic
+  with mpl.rc_context(_STYLE):
+    figure = Figure((4.6, 4.2), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(*pairs.T, ".", markersize=3, alpha=0.35)
+    ax.errorbar(*means.T, 2 * np.array(errors), fmt="o", color=COLORS[1])
+    ends = [pairs.min(), pairs.max()]
+    ax.plot(ends, ends, "--", color=COLORS[-1], linewidth=1.2)
+    ax.set(
+      xlabel="estimate of the latent model",
+      ylabel="true reward",
+      title=f"{name}: Spearman {rank:.2f}, {len(pairs)} unseen samples",
+    )
+  return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
   file = io.BytesIO()
   figure.savefig(file, format="png", dpi=120)
   return file.getvalue()

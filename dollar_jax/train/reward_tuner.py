@@ -26,6 +26,9 @@ from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student
 from dollar_jax.typing import Array, Params, PyTree
 
+PAIRS = 512
+"""Of estimates and true rewards that are kept, for the calibration plot."""
+
 
 @struct.dataclass
 class RewardState:
@@ -50,6 +53,8 @@ class RewardTuner:
     description: what must be equal for a checkpoint to fit.
     shapes: of the model's state, placed.
     decoder: makes frames of samples.
+    pairs: float32 [PAIRS, 2], the last estimates, of samples that the model
+      had not seen, and their true rewards; NaN where there are not yet so many.
   """
 
   def __init__(
@@ -115,6 +120,7 @@ class RewardTuner:
     )
     text = text_shape if rewards.uses_text else None
     self._unjudged: list[LabelledBatch] = []
+    self.pairs = np.full((PAIRS, 2), np.nan, np.float32)
     self._buffer = LabelBuffer(
       settings.capacity,
       latent_shape,
@@ -271,6 +277,8 @@ class RewardTuner:
     valid = np.concatenate([b.valid for b in labelled])
     ages = np.concatenate([b.step_submitted for b in labelled])
     guess, true = self._in_unit(members.mean(axis=0), values, state.statistics)
+    fresh = np.stack([guess, true], axis=1)[valid]
+    self.pairs = np.concatenate([self.pairs, fresh])[-PAIRS:]
     metrics |= {
       "true_reward": float(true[valid].mean()),
       "lrm_reward": float(guess.mean()),
@@ -369,12 +377,14 @@ class RewardTuner:
     return {
       **self._buffer.state_dict(),
       "counts": np.array(list(counts.values()), np.int64),
+      "pairs": self.pairs,
     }
 
   def load_state(self, saved: dict[str, Any]) -> None:
     """Takes over what `state_dict` gave."""
     saved = dict(saved)
     counts = np.asarray(saved.pop("counts"))
+    self.pairs = np.asarray(saved.pop("pairs"))
     self._labeller.counts = LabelCounts(*(int(n) for n in counts))
     self._buffer.load_state(saved)
 

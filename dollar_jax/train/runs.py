@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
 from dollar_jax.data.moving_digits import FPS
 from dollar_jax.data.pipeline import make_batches
-from dollar_jax.evaluation.plots import guard_curves
+from dollar_jax.evaluation.plots import TENTHS, calibration, guard_curves
 from dollar_jax.interop import buckets
 from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.pipeline import Pipeline, Recipe
@@ -39,8 +40,9 @@ from dollar_jax.train.student_step import Student
 from dollar_jax.train.tasks import DistillTask, TeacherTask
 from dollar_jax.typing import Params
 
-GUARD_PLOT = "guard.png"
-"""What a guard saw of a run, drawn when the run has ended."""
+GUARD_PLOT, CALIBRATION_PLOT = "guard.png", "calibration.png"
+"""What a guard saw of a run, and how true the latent reward model's estimates
+were of late; drawn when the run has ended."""
 
 RECIPE = "recipe.json"
 """How the result is sampled, for whoever opens a run before it is finished."""
@@ -102,12 +104,24 @@ def train(
   result = _trained(base, trained, recipe, config)
   if processes.is_first():
     result.save(folder / "model", config=to_dict(config))
-    if config.guard.every:
-      names = get_mixture(config.reward.name).names
-      picture = guard_curves(metrics.read(folder), names)
-      (folder / GUARD_PLOT).write_bytes(picture)
+    _draw(folder, task, config)
   processes.wait_for_all("model")
   return result
+
+
+def _draw(
+  folder: epath.Path, task: TeacherTask | DistillTask, config: TrainConfig
+) -> None:
+  """Draws what is to be seen of the rewards of a run that has ended."""
+  if config.guard.every:
+    names = get_mixture(config.reward.name).names
+    picture = guard_curves(metrics.read(folder), names)
+    (folder / GUARD_PLOT).write_bytes(picture)
+  if isinstance(task, DistillTask) and task.tuner is not None:
+    pairs = task.tuner.pairs
+    if np.isfinite(pairs).all(axis=1).sum() >= TENTHS:
+      picture = calibration(pairs, config.reward.name)
+      (folder / CALIBRATION_PLOT).write_bytes(picture)
 
 
 def _open_folder(workdir: str) -> epath.Path:

@@ -68,6 +68,25 @@ def test_a_guard_s_plot_has_what_is_climbed_and_what_is_watched(monkeypatch):
   assert points(bound) == [(9, 4.0)]
 
 
+def test_calibration_shows_tenths_of_the_pairs(monkeypatch):
+  drawn = []
+  monkeypatch.setattr(plots, "_png", lambda figure: drawn.append(figure))
+  rng = np.random.default_rng(0)
+  guess = rng.standard_normal(200)
+  pairs = np.stack([guess, 2 * guess + 1], axis=1)  # in order, but not true
+  plots.calibration(np.vstack([pairs, [[np.nan, 1]]]), "jpeg")
+  [ax] = drawn[0].axes
+  assert ax.get_title("left") == "jpeg: Spearman 1.00, 200 unseen samples"
+  dots, means, *_, truth = ax.lines
+  assert len(dots.get_xdata()) == 200
+  x, y = np.sort(means.get_xdata()), np.sort(means.get_ydata())
+  np.testing.assert_allclose(y, 2 * x + 1)
+  assert len(x) == 10
+  np.testing.assert_array_equal(truth.get_xdata(), truth.get_ydata())
+  with pytest.raises(ValueError, match="9 pairs show no calibration"):
+    plots.calibration(pairs[:9], "jpeg")
+
+
 def test_a_metric_that_is_nowhere_is_named():
   message = "no row has the metric 'vds' .* lrm_reward, true_reward, vsd"
   with pytest.raises(ValueError, match=message):

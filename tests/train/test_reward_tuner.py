@@ -107,7 +107,12 @@ def test_a_sum_of_rewards_is_logged_with_its_parts():
   state, _ = tuner.warm_up(state, {}, batches)
   assert state.statistics.mean.shape == (2,)
   state, metrics = tuner.refresh(state, {}, batches, 1)
-  values = tuner.state_dict()["values"][8:12]
+  guess, true = tuner.pairs[-4:].T
+  assert metrics["lrm_reward"] == pytest.approx(guess.mean(), abs=1e-6)
+  assert metrics["true_reward"] == pytest.approx(true.mean(), abs=1e-6)
+  saved = tuner.state_dict()
+  np.testing.assert_array_equal(saved["pairs"], tuner.pairs)
+  values = saved["values"][8:12]
   parts = [
     metrics[f"true_reward/{MODULE}:{n}"] for n in ("brightness", "redness")
   ]
