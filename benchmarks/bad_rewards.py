@@ -9,7 +9,6 @@ done again.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import io
 import json
@@ -31,7 +30,7 @@ from dollar_jax.train.runs import train
 GUARD = GuardConfig(
   every=10,
   samples=256,
-  watch=("caption_accuracy", "sharpness"),
+  watch=("caption_accuracy", "temporal_flickering"),
   features="digits",
   reward_fall=1.0,
 )
@@ -101,18 +100,16 @@ def run_one(name: str, workdir: Path, before: dict, samples: int) -> dict:
     return json.loads(file.read_text())
   said = io.StringIO()
   handler = logging.StreamHandler(said)
-  logging.getLogger().addHandler(handler)
+  logger = logging.getLogger("absl")
+  logger.addHandler(handler)
   print(f"{name}:", flush=True)
-  with contextlib.redirect_stderr(said):
-    train(settings(name, workdir), str(folder), False, str(workdir / "data"))
-  logging.getLogger().removeHandler(handler)
+  train(settings(name, workdir), str(folder), False, str(workdir / "data"))
+  logger.removeHandler(handler)
   after = judge(folder, DigitsPanel(), 0, samples)
   rows = metrics.read(str(folder))
   row: dict[str, Any] = {"name": name, "steps": max(r["step"] for r in rows)}
   row["failures"] = max(r.get("label_failures", 0) for r in rows)
-  told = [
-    x for x in said.getvalue().splitlines() if "guard" in x or "no val" in x
-  ]
+  told = said.getvalue().splitlines()
   row["said"] = told[-1] if told else ""
   for key in ("caption_accuracy", "frechet"):
     row[key] = [float(before[key]), float(after[key])]
