@@ -38,12 +38,12 @@ def test_direction_of_the_change_does_not_matter():
 
 
 def test_equals_vbench_on_real_clips(clips_folder):
-  for path in sorted(clips_folder.glob("*.mp4"))[:3]:
+  paths = sorted(clips_folder.glob("*.mp4"))
+  assert len(paths) > 50
+  for path in paths:
     with av.open(str(path)) as container:
-      decoded = [
-        frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)
-      ]
-    clip = np.stack(decoded[:16])
+      some = itertools.islice(container.decode(video=0), 8)
+      clip = np.stack([frame.to_ndarray(format="rgb24") for frame in some])
     value = temporal_flickering(clip[None], [""])
     np.testing.assert_allclose(value, _vbench(clip), atol=1e-6)
 
