@@ -66,11 +66,20 @@ REWARD = DISTILL | {
   "guard.reward_fall": 1e9,  # the run is to go on
   "guard.watch_fall": 1e9,
 }
+PIXELS = DISTILL | {
+  "student": "",
+  "steps": 6,
+  "checkpoint.every": 6,
+  "distill.cd_warmup": 0,
+  "distill.pixel_weight": 1.0,
+  "optimizer.learning_rate": 1e-2,
+}
 RECIPES = {
   "teacher": ("teacher.py", TEACHER),
   "distill": ("student.py", DISTILL),
   "lora": ("student.py", DISTILL | {"lora_rank": 2}),
   "reward": ("reward.py", REWARD),
+  "pixels": ("reward_pixels.py", PIXELS),
 }
 
 

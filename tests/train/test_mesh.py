@@ -27,6 +27,7 @@ assert jax.device_count() == 8
 MESHES = {
   "teacher": {"mesh.fsdp": 4, "mesh.context": 2},
   "lora": {"mesh.fsdp": 2, "mesh.context": 4},
+  "pixels": {"mesh.fsdp": 2, "mesh.context": 4},
 }
 
 
