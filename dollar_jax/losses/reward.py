@@ -42,6 +42,30 @@ def reward_matching_loss(
   return jnp.sum(error**2) / jnp.maximum(jnp.sum(valid), 1)
 
 
+def preference_loss(better: Array, worse: Array, tie: Array) -> Array:
+  """Mean negative log-likelihood of votes, by the model of Bradley and Terry.
+
+  The odds that a clip is preferred are exp(R) to exp(R'), R and R' being its
+  value and the other's (Biometrika 39, 1952; for reward models arXiv
+  2203.02155, Eq. 1). A tie is half a vote for each. R is in log-odds, up to a
+  constant: one more is preferred in 73 of 100 votes.
+
+  Args:
+    better: float32 [B], values of the clips that were preferred.
+    worse: float32 [B], values of the others.
+    tie: bool [B], where neither was.
+
+  Returns:
+    Scalar; log 2 where all values are equal.
+  """
+  chex.assert_rank([better, worse, tie], 1)
+  chex.assert_equal_shape([better, worse, tie])
+  margin = (better - worse).astype(jnp.float32)
+  loss = jax.nn.softplus(-margin)
+  # softplus(x) = softplus(-x) + x
+  return jnp.mean(loss + jnp.where(tie, margin / 2, 0.0))
+
+
 def reward_force(reward_gradient: Array, floor: float = 1.0) -> Array:
   """The student's push towards reward, the same size at every latent size.
 

@@ -9,6 +9,9 @@ import numpy as np
 from dollar_jax.rewards.base import Reward, get_reward
 from dollar_jax.rewards.scoring import ONCE, Failures, Patience, score
 
+VOTES = "votes"
+"""Name of what people have voted for, which scores no new clip."""
+
 _TERM = re.compile(r"(?:(?P<weight>[^*\s]+)\s*\*\s*)?(?P<name>[^*\s]+)")
 
 
@@ -74,12 +77,14 @@ def get_mixture(text: str) -> Mixture:
   Args:
     text: one reward's name, or several with weights:
       "pickscore + 0.5*sharpness - 2*MODULE:FUNCTION". Blanks stand around the
-      signs that join them.
+      signs that join them. `VOTES` is a sum of nothing.
 
   Raises:
     ValueError: if it cannot be read, a weight is 0 or not finite, or there is
       no such reward.
   """
+  if text == VOTES:
+    return Mixture(text, (), ())
   sum_ = text.strip()
   first, rest = ("-", sum_[1:]) if sum_.startswith("-") else ("+", sum_)
   _, *parts = re.split(r"(?:^|\s+)([+-])\s+", f"{first} {rest}")

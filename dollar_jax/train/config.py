@@ -14,9 +14,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dollar_jax.evaluation.votes import QUESTIONS
 from dollar_jax.models.latent_reward import LatentRewardConfig
 from dollar_jax.models.wan import WanConfig
 from dollar_jax.parallel.mesh import MeshConfig
+from dollar_jax.rewards.mixture import VOTES
 
 TASKS = ("teacher", "distill")
 LABELLING = ("auto", "inline", "background")
@@ -153,7 +155,11 @@ class RewardConfig:
 
   Attributes:
     name: a registered reward, "MODULE:FUNCTION", or a sum of several such as
-      "pickscore + 0.5*sharpness", each in its own standard deviations.
+      "pickscore + 0.5*sharpness", each in its own standard deviations; or
+      "votes", to climb what people preferred.
+    votes: for "votes", the files that `dollar study` made.
+    question: which of its questions counts; empty: all of them.
+    held_out: share of the pairs that were voted on to judge the model by.
     running: whether mean and deviation of the rewards follow the student's
       samples; if not, they stay what they were before its first update.
     timeout: seconds after which a call of a reward is given up; 0 never.
@@ -177,6 +183,9 @@ class RewardConfig:
   """
 
   name: str = "jpeg_compressibility"
+  votes: tuple[str, ...] = ()
+  question: str = ""
+  held_out: float = 0.2
   running: bool = False
   timeout: float = 0.0
   retries: int = 0
@@ -348,6 +357,10 @@ class TrainConfig:
       _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
       if self.distill.climbing:
         _check_reward(self.reward)
+        _check_votes(self.reward, self.distill)
+        seen = not self.reward.votes or self.guard.watch or not self.guard.every
+        want = "given, as votes say nothing of new clips"
+        _check(seen, "guard.watch", self.guard.watch, want)
       if self.distill.reward_weight:
         batch = self.reward.batch_size
         optimizer = self.reward_optimizer
@@ -384,10 +397,23 @@ def _check_reward(r: RewardConfig) -> None:
   for field in dataclasses.fields(r):
     value = getattr(r, field.name)
     if type(value) in (int, float):
-      free = field.name.startswith(("warmup", "real")) or not field.default
+      fitted = ("warmup", "real", "held_out")
+      free = field.name.startswith(fitted) or not field.default
       least = 0 if free else 1
       good = least <= value < math.inf
       _check(good, f"reward.{field.name}", value, f">= {least}")
+
+
+def _check_votes(r: RewardConfig, d: DistillConfig) -> None:
+  named = r.name == VOTES
+  want = "given if, and only if, config.reward.name is 'votes'"
+  _check(named == bool(r.votes), "reward.votes", r.votes, want)
+  known = ("", *QUESTIONS)
+  _check(r.question in known, "reward.question", r.question, f"one of {known}")
+  _check(0 <= r.held_out < 1, "reward.held_out", r.held_out, "0 to below 1")
+  alone = not named or d.climbing == ("reward_weight",)
+  want = "climbed by reward_weight alone where it is 'votes'"
+  _check(alone, "reward.name", r.name, want)
 
 
 def _check_guard(g: GuardConfig, log_every: int) -> None:

@@ -208,7 +208,9 @@ class Guard:
     start = values if first else known.start
     deviation = _deviation(start)
     z = (values - np.nanmean(start, axis=0)) / deviation
-    total = np.asarray(weighted_sum(z[:, :count], weights[:count]))
+    total = np.zeros(len(z))  # of votes, which nothing new has
+    if count:
+      total = np.asarray(weighted_sum(z[:, :count], weights[:count]))
     means = np.nanmean(values, axis=0)
     means = dict(zip(self._mixture.names, means, strict=True))
     means["sum"] = np.nanmean(total)
@@ -238,7 +240,7 @@ class Guard:
     excess = falls - limits
     strikes = known.strikes + 1 if (excess > 0).any() else 0
     known = known.replace(strikes=np.int32(strikes))
-    if not strikes and np.nanmean(total) > np.nanmean(known.best):
+    if not strikes and np.nanmean(total) >= np.nanmean(known.best):
       known = known.replace(best=total, best_step=np.int32(step))
     if strikes >= settings.patience:
       worst = int(np.argmax(excess))

@@ -187,7 +187,8 @@ def expectations(
         cost.latent_reward_cost, task.tuner.model.config
       )
       critic = count(size, latent, text)
-      fitted = count(config.reward.batch_size, latent, text)
+      both = 2 if config.reward.votes else 1  # clips of a pair
+      fitted = count(both * config.reward.batch_size, latent, text)
       ideals["reward"] = {"reward": fitted.forward + fitted.backward}
       ideals["sampler"] = {"samples": net.forward}
     ideals["student"] = cost.student_ideal(student, net, critic)
@@ -292,7 +293,8 @@ def update_total(
     runs["guard"] = guard.every and guard.samples / size / guard.every
     decoded = "sampler", "guard", "policy"
     runs["decode"] = sum(runs[name] for name in decoded if name in rows)
-    runs["reward"] = config.reward.steps / config.reward.every
+    refits = 0 if config.reward.votes else config.reward.steps
+    runs["reward"] = refits / config.reward.every
     runs["warm-up"] = 0.0
   bound = flops = 0.0
   for name, one in rows.items():

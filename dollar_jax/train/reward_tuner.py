@@ -5,44 +5,24 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 
 from dollar_jax.losses.reward import RewardStatistics, weighted_sum
-from dollar_jax.models.latent_reward import LatentReward
 from dollar_jax.parallel import rules
 from dollar_jax.rewards.mixture import get_mixture
-from dollar_jax.train import state as states
-from dollar_jax.train.config import TrainConfig, to_dict
+from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.labels import LabelCounts, LabelledBatch, spearman
 from dollar_jax.train.loop import Batches, Program, named_key
-from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.replay import LabelBuffer
+from dollar_jax.train.reward_network import RewardNetwork, RewardState
 from dollar_jax.train.reward_step import make_reward_step
 from dollar_jax.train.shared_labels import Decoder, SharedLabeller
-from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student
-from dollar_jax.typing import Array, Params, PyTree
+from dollar_jax.typing import Params, PyTree
 
 PAIRS = 512
 """Of estimates and true rewards that are kept, for the calibration plot."""
-
-
-@struct.dataclass
-class RewardState:
-  """What the latent reward model carries from step to step.
-
-  Attributes:
-    network: the model.
-    statistics: mean and deviation [M] of the true rewards at the start of
-      tuning; unless they are to run, they stay, so that "one deviation" keeps
-      its meaning.
-  """
-
-  network: NetworkState
-  statistics: RewardStatistics
 
 
 class RewardTuner:
@@ -82,35 +62,28 @@ class RewardTuner:
     self._config, settings = config, config.reward
     self._rewards = rewards = get_mixture(settings.name)
     self._weights = np.array(rewards.weights, np.float32)
-    self.model = LatentReward(
-      dataclasses.replace(
-        config.latent_reward,
-        kind=rewards.kind,
-        text_conditioned=rewards.uses_text,
-      )
-    )
     self._student = student
     self._draw = jax.jit(student.samples, out_shardings=rules.by_batch(mesh))
-    self._shapes = tuple(latent_shape), tuple(text_shape)
     self._everywhere = rules.replicated(mesh)
     self._by_batch = rules.by_batch(mesh)
     self.decoder, self._size = decoder, config.data.batch_size
     self._warmup = settings.real_steps + settings.warmup_steps
     updates = self._warmup + config.steps * settings.steps
-    optimizer = make_optimizer(config.reward_optimizer, updates)
-    self._optimizer = optimizer
-    step = make_reward_step(self.model, optimizer, config.reward_optimizer)
-    self._step = jax.jit(step, donate_argnums=0)
-    self._members = jax.jit(
-      lambda params, *inputs: self.model.apply(
-        {"params": params}, *inputs, method="members"
-      )
+    self._network = RewardNetwork(
+      config,
+      rewards.kind,
+      rewards.uses_text,
+      make_reward_step,
+      updates,
+      latent_shape,
+      text_shape,
+      mesh,
     )
-    model = to_dict(self.model.config)
+    self.model, self.shapes = self._network.model, self._network.shapes
     self.description = {
       "name": settings.name,
       "capacity": settings.capacity,
-      "model": {k: v for k, v in model.items() if k != "dtype"},
+      "model": self._network.description,
     }
     inline = settings.labelling == "inline" or (
       settings.labelling == "auto" and decoder.on_cpu
@@ -128,24 +101,11 @@ class RewardTuner:
       len(rewards.rewards),
       config.seed,
     )
-    state = jax.eval_shape(self._create, jax.random.key(0))
-    self.shapes = rules.placed(state, self._everywhere)
 
   def init(self) -> RewardState:
     """A fresh latent reward model; puts the codec on the devices, too."""
     self.decoder.init()
-    key = named_key(self._config.seed, "latent_reward", 0)
-    network = jax.jit(self._create)(key)
-    statistics = RewardStatistics.create((len(self._rewards.rewards),))
-    return rules.put(RewardState(network, statistics), self._everywhere)
-
-  def _create(self, key: Array) -> NetworkState:
-    latent, text = self._shapes
-    x0, tokens = jnp.zeros((1, *latent)), jnp.zeros((1, *text))
-    mask = jnp.ones((1, text[0]), bool)
-    params = self.model.init(key, x0, tokens, mask)["params"]
-    ema = self._config.reward_optimizer.ema > 0
-    return states.create(params, self._optimizer, ema)
+    return self._network.init(len(self._rewards.rewards))
 
   def programs(
     self, sampler: Params, batch: PyTree, key: Any
@@ -157,23 +117,13 @@ class RewardTuner:
       batch: shapes of a training batch, placed.
       key: of a random key.
     """
-    size = self._config.reward.batch_size
-    rows = {"latents": self._shapes[0], "rewards": ()}
-    if self.model.config.text_conditioned:
-      rows |= {"text": self._shapes[1], "text_mask": self._shapes[1][:1]}
-    labelled = {
-      name: jax.ShapeDtypeStruct(
-        (size, *shape),
-        bool if name == "text_mask" else np.float32,
-        sharding=self._by_batch,
-      )
-      for name, shape in rows.items()
-    }
     x0 = rules.placed(batch["latents"], self._by_batch, np.float32)
     return {
       "sampler": Program(self._draw, (sampler, batch, key)),
       "decode": self.decoder.program(x0),
-      "reward": Program(self._step, (self.shapes, {}, labelled, key)),
+      "reward": self._network.program(
+        key, latents=batch["latents"].shape[1:], rewards=()
+      ),
     }
 
   def warm_up(
@@ -320,11 +270,8 @@ class RewardTuner:
     self, state: RewardState, labelled: list[LabelledBatch]
   ) -> np.ndarray:
     """What each member makes of the latents, [members, N]."""
-    params = state.network.params
-    return np.concatenate(
-      [self._members(params, b.latents, b.text, b.text_mask) for b in labelled],
-      axis=1,
-    )
+    rows = ((b.latents, b.text, b.text_mask) for b in labelled)
+    return self._network.guesses(state.network.params, rows)
 
   def _in_unit(
     self, guess: np.ndarray, values: np.ndarray, statistics: RewardStatistics
@@ -357,10 +304,7 @@ class RewardTuner:
       }
       if drawn.text is not None:
         batch |= {"text": drawn.text, "text_mask": drawn.text_mask}
-      key = named_key(self._config.seed, "reward", index + i)
-      network, metrics = self._step(
-        network, {}, rules.put(batch, self._by_batch), key
-      )
+      network, metrics = self._network.update(network, batch, index + i)
     return state.replace(network=network), {
       f"lrm_{name}": value for name, value in metrics.items()
     }

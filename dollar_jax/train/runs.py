@@ -34,6 +34,7 @@ from dollar_jax.train.guard import Guard
 from dollar_jax.train.loop import CONFIG, Batches, fit
 from dollar_jax.train.pixel_reward import PixelReward
 from dollar_jax.train.policy import Policy
+from dollar_jax.train.preference_tuner import PreferenceTuner
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.shared_labels import Decoder
 from dollar_jax.train.student_step import Student
@@ -117,7 +118,7 @@ def _draw(
     names = get_mixture(config.reward.name).names
     picture = guard_curves(metrics.read(folder), names)
     (folder / GUARD_PLOT).write_bytes(picture)
-  if isinstance(task, DistillTask) and task.tuner is not None:
+  if isinstance(task, DistillTask) and isinstance(task.tuner, RewardTuner):
     pairs = task.tuner.pairs
     if np.isfinite(pairs).all(axis=1).sum() >= TENTHS:
       picture = calibration(pairs, config.reward.name)
@@ -294,14 +295,13 @@ def _distillation(
   tuner = guard = policy = pixels = None
   decoder = Decoder(base.codec, mesh) if config.distill.climbing else None
   if config.distill.reward_weight:
-    tuner = RewardTuner(
-      config,
-      student,
-      decoder,
-      base.recipe.latent_shape,
-      base.null_prompt["null_text"].shape,
-      mesh,
-    )
+    sizes = base.recipe.latent_shape, base.null_prompt["null_text"].shape
+    if config.reward.votes:
+      tuner = PreferenceTuner(
+        config, base.codec, base.encode, decoder, *sizes, mesh
+      )
+    else:
+      tuner = RewardTuner(config, student, decoder, *sizes, mesh)
   if config.distill.ddpo_weight:
     policy = Policy(config, student, decoder, mesh)
   if config.distill.pixel_weight:

@@ -19,7 +19,9 @@ from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.pixel_reward import PixelReward
 from dollar_jax.train.policy import Policy
-from dollar_jax.train.reward_tuner import RewardState, RewardTuner
+from dollar_jax.train.preference_tuner import PreferenceTuner
+from dollar_jax.train.reward_network import RewardState
+from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.score_step import make_score_step
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student, make_student_step
@@ -193,7 +195,7 @@ class DistillTask:
     config: TrainConfig,
     null_prompt: dict[str, np.ndarray],
     mesh: Mesh,
-    tuner: RewardTuner | None = None,
+    tuner: RewardTuner | PreferenceTuner | None = None,
     guard: Guard | None = None,
     policy: Policy | None = None,
     pixels: PixelReward | None = None,

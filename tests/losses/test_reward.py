@@ -10,6 +10,7 @@ import pytest
 from dollar_jax.losses.reward import (
   RewardStatistics,
   policy_force,
+  preference_loss,
   reward_force,
   reward_loss,
   reward_matching_loss,
@@ -265,3 +266,42 @@ def test_policy_force_climbs_an_expected_reward():
   error = float(force.std()) / 4000**0.5
   # d E[R] / d x0 = P(x < 2) - P(x > 2) > 0.99, all reward's variance is eps's
   assert float(force.mean()) > 20 * error
+
+
+def test_equal_values_cost_a_coin():
+  values = jnp.array([0.3, -2.0])
+  loss = preference_loss(values, values, jnp.array([False, True]))
+  np.testing.assert_allclose(loss, np.log(2), rtol=1e-6)
+
+
+def test_a_vote_is_worth_its_surprise_and_a_tie_half_of_each():
+  better, worse = jnp.array([1.0]), jnp.array([-0.5])
+  win, loss = (
+    preference_loss(*pair, jnp.array([False]))
+    for pair in ((better, worse), (worse, better))
+  )
+  chance = 1 / (1 + np.exp(-1.5))
+  np.testing.assert_allclose([win, loss], -np.log([chance, 1 - chance]), 1e-6)
+  tie = preference_loss(better, worse, jnp.array([True]))
+  np.testing.assert_allclose(tie, (win + loss) / 2, rtol=1e-6)
+
+
+def test_strengths_of_a_bradley_terry_model_are_found():
+  true = np.array([-1.0, 0.0, 0.4, 1.5])
+  i, j = (x.ravel() for x in np.meshgrid(range(4), range(4)))
+  i, j = i[i != j], j[i != j]
+  chance = 1 / (1 + np.exp(true[j] - true[i]))
+
+  def expected(strength):  # as if every pair had very many votes
+    pair = strength[i], strength[j]
+    each = jax.vmap(
+      lambda a, b: preference_loss(a[None], b[None], jnp.array([False]))
+    )(*pair)
+    return jnp.sum(chance * each)
+
+  found = jnp.zeros(4)
+  for _ in range(300):
+    found -= 0.5 * jax.grad(expected)(found)
+  np.testing.assert_allclose(
+    found - found.mean(), true - true.mean(), atol=1e-3
+  )
