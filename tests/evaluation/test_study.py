@@ -1,0 +1,237 @@
+"""What votes say, by hand and by published examples, and the page."""
+
+import base64
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from dollar_jax.evaluation import study, study_page
+from dollar_jax.evaluation.study_page import SCRIPT, Pair
+from dollar_jax.evaluation.votes import QUESTIONS, Vote, read_votes
+
+
+def _vote(choice, rater="r", question="quality", prompt="p", clip="0"):
+  a, b = Path("one") / f"{clip}.mp4", Path("two") / f"{clip}.mp4"
+  return Vote(rater, question, prompt, a, b, choice)
+
+
+def test_krippendorffs_own_example():
+  # four observers, twelve units, "." where one did not look: alpha is 0.743
+  rows = [
+    "1 2 3 3 2 1 4 1 2 . . .",
+    "1 2 3 3 2 2 4 1 2 5 . 3",
+    ". 3 3 3 2 3 4 2 2 5 1 .",
+    "1 2 3 3 2 4 4 1 2 5 1 .",
+  ]
+  table = zip(*(row.split() for row in rows), strict=True)
+  units = [[value for value in unit if value != "."] for unit in table]
+  _, alpha = study.krippendorff(units)
+  assert alpha == pytest.approx(0.743, abs=5e-4)
+
+
+def test_agreement_at_its_ends():
+  assert study.krippendorff([["a", "a"], ["b", "b"]]) == (1.0, 1.0)
+  share, alpha = study.krippendorff([["a", "b"], ["b", "a"]])
+  assert share == 0
+  assert alpha == pytest.approx(-0.5)  # worse than chance
+  assert study.krippendorff([["a"], ["b"]]) == (None, None)
+  assert study.krippendorff([["a", "a"]]) == (1.0, None)
+
+
+def test_a_tally_is_that_of_a_coin():
+  votes = [_vote("b")] * 8 + [_vote("a")] * 2 + [_vote("tie")] * 5
+  row = study.tally(votes)
+  assert (row["votes"], row["a"], row["b"], row["ties"]) == (15, 2, 8, 5)
+  assert row["win_rate_b"] == 0.8
+  # Wilson's interval of 8 of 10, and 2 (1 + 10 + 45) / 1024
+  assert row["interval"] == pytest.approx([0.4902, 0.9433], abs=1e-4)
+  assert row["p_value"] == pytest.approx(112 / 1024)
+  nothing = study.tally([_vote("tie")])
+  assert nothing["win_rate_b"] is nothing["interval"] is None
+
+
+def test_everything_together():
+  votes = [
+    _vote("a", "ann"),
+    _vote("a", "ben"),
+    _vote("b", "ann", "motion"),
+    _vote("tie", "ann", prompt="q", clip="1"),
+  ]
+  found = study.summarise(votes)
+  assert (found["raters"], found["pairs"]) == (2, 2)
+  assert list(found["questions"]) == ["quality", "motion", "overall"]
+  assert found["questions"]["overall"]["votes"] == 4
+  agree = found["questions"]["quality"]["agreement"]
+  assert (agree["answered_twice"], agree["share"]) == (1, 1.0)
+  assert found["prompts"]["p"]["quality"]["win_rate_b"] == 0.0
+  assert found["prompts"]["q"]["quality"]["ties"] == 1
+  json.dumps(found)
+
+
+def test_the_last_word_counts():
+  votes = [_vote("a", "ann"), _vote("b", "ben"), _vote("b", "ann")]
+  kept, replaced = study.last_words(votes)
+  assert [vote.choice for vote in kept] == ["b", "b"]
+  assert replaced == 1
+
+
+def test_votes_of_two_studies_are_refused():
+  other = Vote("r", "quality", "p", Path("two/0.mp4"), Path("one/0.mp4"), "a")
+  with pytest.raises(ValueError, match="of different studies: some compare"):
+    study.last_words([_vote("a"), other])
+
+
+NASTY = 'a </script><b onclick="x">"&\u2028 <!-- cat'
+PAIRS = [
+  Pair(
+    f"prompt {i}" if i else NASTY,
+    f"{i}-a.mp4",
+    f"{i}-b.mp4",
+    (f"A{i}".encode(), f"B{i}".encode()),
+  )
+  for i in range(12)
+]
+FOLDERS = ("runs/one", "runs/two")
+
+
+def _page(questions=QUESTIONS, seed=0):
+  return study_page.study_page(PAIRS, FOLDERS, questions, seed)
+
+
+def _study(page):
+  match = re.search(r'id="study">(.*?)</script>', page, re.S)
+  return json.loads(match[1])
+
+
+def test_the_page_shows_every_pair_once_and_turns_half():
+  shown = _study(_page())["pairs"]
+  clips = [
+    [base64.b64decode(pair[side]).decode() for side in ("left", "right")]
+    for pair in shown
+  ]
+  assert sorted(sorted(pair) for pair in clips) == sorted(
+    [f"A{i}", f"B{i}"] for i in range(12)
+  )
+  turned = sum(left.startswith("B") for left, _ in clips)
+  assert 2 <= turned <= 10
+  assert [pair["prompt"] for pair in shown] != [pair.prompt for pair in PAIRS]
+  assert _page() == _page() != _page(seed=1)
+
+
+def test_the_page_gives_nothing_away_and_fetches_nothing():
+  page = _page()
+  for word in (*FOLDERS, "-a.mp4", "-b.mp4", 'turned":'):
+    assert word not in page
+  assert not re.search(r"https?://", page)
+  assert "default-src 'none'" in page
+  assert "connect-src" not in page
+
+  class Tags(html.parser.HTMLParser):
+    seen = []
+
+    def handle_starttag(self, tag, attrs):
+      self.seen.append(tag)
+
+  parser = Tags()
+  parser.feed(page)
+  assert parser.seen.count("script") == 2
+  assert "b" not in parser.seen  # what the prompt would have added
+  assert NASTY in [pair["prompt"] for pair in _study(page)["pairs"]]
+
+
+def test_a_page_too_large_says_how_many_pairs_fit():
+  pairs = [Pair("p", "a", "b", (bytes(4 * 10**6),) * 2)] * 4
+  with pytest.raises(ValueError, match=r"has 43 MB, more than 20; .*--pairs=1"):
+    study_page.study_page(pairs, FOLDERS, QUESTIONS, 0)
+
+
+BROWSER = """
+const fs = require("fs");
+const element = id => elements[id] ||= {
+  id, dataset: {}, play: async () => {}, focus() {}, setAttribute() {},
+};
+const elements = {};
+const sides = ["left", "tie", "right"].map(side => ({
+  dataset: {side}, setAttribute(name, on) { this.pressed = on; },
+}));
+globalThis.document = {
+  getElementById: element,
+  querySelectorAll: () => sides,
+  createElement: () => ({click() { saved.name = this.download; }}),
+};
+const saved = {}, kept = JSON.parse(fs.readFileSync("kept.json"));
+globalThis.localStorage = {
+  getItem: key => kept[key], setItem: (key, text) => { kept[key] = text; },
+};
+URL.createObjectURL = blob => { saved.blob = blob; return "blob:"; };
+URL.revokeObjectURL = () => {};
+element("study").textContent = fs.readFileSync("study.json", "utf8");
+"""
+"""As much of a browser as the page uses."""
+
+PRESS = """
+const press = key => document.onkeydown(
+  {key, target: {}, preventDefault() {}});
+const keys = process.argv[2].split(",");
+keys.forEach(press);
+const seen = {progress: elements.progress.textContent,
+  question: elements.question.textContent};
+elements.rater.value = " Ann B. ";
+elements.save.onsubmit({preventDefault() {}});
+saved.blob.text().then(text => {
+  fs.writeFileSync("votes.json", text);
+  fs.writeFileSync("kept.json", JSON.stringify(kept));
+  console.log(JSON.stringify({...seen, name: saved.name}));
+});
+"""
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+def test_the_page_is_answered_with_arrows_and_saves_votes(tmp_path):
+  content = _study(_page(["quality", "motion"]))
+  (tmp_path / "study.json").write_text(json.dumps(content))
+  (tmp_path / "kept.json").write_text("{}")
+  (tmp_path / "page.js").write_text(BROWSER + SCRIPT + PRESS)
+
+  def press(*keys):
+    done = subprocess.run(
+      ["node", "page.js", ",".join(keys)],
+      cwd=tmp_path,
+      capture_output=True,
+      check=True,
+    )
+    return json.loads(done.stdout)
+
+  # whoever prefers what comes from the second folder, with two exceptions
+  better = [
+    "ArrowLeft"
+    if base64.b64decode(pair["left"]).startswith(b"B")
+    else "ArrowRight"
+    for pair in content["pairs"]
+  ]
+  keys = [key for key in better for _ in range(2)]
+  seen = press("ArrowDown", *keys[1:6])
+  assert seen["progress"] == "7 of 24"
+  assert seen["question"] == "Which one looks better?"
+  # the page is opened again, goes on there, and the last answer is taken back
+  other = {"ArrowLeft": "ArrowRight", "ArrowRight": "ArrowLeft"}
+  seen = press("Backspace", other[keys[5]], *keys[6:])
+  assert seen["progress"] == "24 answers"
+  assert seen["name"] == "votes-Ann-B-.json"
+
+  votes = read_votes([tmp_path / "votes.json"])
+  choices = [vote.choice for vote in votes]
+  assert choices == ["tie", *["b"] * 4, "a", *["b"] * 18]
+  assert {vote.rater for vote in votes} == {"Ann B."}
+  for i, vote in enumerate(votes):
+    prompt = content["pairs"][i // 2]["prompt"]
+    index = [pair.prompt for pair in PAIRS].index(prompt)
+    assert vote.prompt == prompt
+    assert vote.question == ("quality", "motion")[i % 2]
+    assert vote.a == Path(FOLDERS[0]) / f"{index}-a.mp4"
+    assert vote.b == Path(FOLDERS[1]) / f"{index}-b.mp4"
