@@ -14,7 +14,8 @@ from dollar_jax.models.lora import adapter_axes, init_adapters
 from dollar_jax.parallel import rules
 from dollar_jax.train import state as states
 from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
-from dollar_jax.train.guard import Guard, GuardState
+from dollar_jax.train.guard import Guard
+from dollar_jax.train.guard_judge import GuardState
 from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.pixel_reward import PixelReward

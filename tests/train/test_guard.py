@@ -16,7 +16,8 @@ from dollar_jax.train.config import (
   RewardConfig,
   TrainConfig,
 )
-from dollar_jax.train.guard import NEVER, Guard
+from dollar_jax.train.guard import Guard
+from dollar_jax.train.guard_judge import NEVER
 from dollar_jax.train.shared_labels import Decoder
 
 WEIGHTS = "model/transformer/diffusion_pytorch_model.safetensors"
@@ -68,7 +69,7 @@ def _see(guard, state, *looks):
   """The states after some looks, ten steps apart."""
   states = []
   for i, values in enumerate(looks):
-    state, _ = guard._judge(state, values, 10 * i)
+    state, _ = guard.judge(state, values, 10 * i)
     states.append(state)
   return states
 
@@ -100,7 +101,7 @@ def test_a_fall_beyond_its_bound_ends_the_run(guard, look, what):
   made, state = guard()
   states = _see(made, state, _values(), _values(**look))
   assert int(states[1].ended) == 10
-  said = made._told(states[1])
+  said = made.judge.told(states[1])
   assert what in said
   assert said.startswith("the guard stopped the run at step 10: ")
   assert said.endswith("the student of step 0 is kept")
@@ -118,7 +119,7 @@ def test_what_is_within_its_bounds_goes_on(guard, look):
   made, state = guard()
   states = _see(made, state, _values(), _values(**look))
   assert states[1].ended == NEVER
-  assert made._told(states[1]) is None
+  assert made.judge.told(states[1]) is None
 
 
 def test_a_fall_that_may_be_chance_does_not_count(guard):
@@ -158,12 +159,12 @@ def _sets(frechet, diversity, spread=0.1):
 )
 def test_what_all_clips_are_together_is_watched(guard, sets, what):
   made, state = guard(features="digits")
-  state, seen = made._judge(state, _values(), 0, _sets(1.0, 5.0))
+  state, seen = made.judge(state, _values(), 0, _sets(1.0, 5.0))
   assert (seen["guard/frechet"], seen["guard/diversity"]) == (1.0, 5.0)
   limits = seen["guard_limit/frechet"], seen["guard_limit/diversity"]
   assert limits == (2.0, 4.0)
-  state, _ = made._judge(state, _values(), 10, sets)
-  said = made._told(state)
+  state, _ = made.judge(state, _values(), 10, sets)
+  said = made.judge.told(state)
   assert (said is None) == (what is None)
   if what:
     assert said.startswith(f"the guard stopped the run at step 10: {what} (")
@@ -172,7 +173,7 @@ def test_what_all_clips_are_together_is_watched(guard, sets, what):
 
 def test_limits_are_where_the_run_ends(guard):
   made, state = guard()
-  state, seen = made._judge(state, _values(), 0)
+  state, seen = made.judge(state, _values(), 0)
   for name, change in (
     ("temporal_flickering", {"flicker": -1}),
     ("motion", {"motion": 1}),
@@ -182,7 +183,7 @@ def test_limits_are_where_the_run_ends(guard):
       worse = {key: beyond * value for key, value in change.items()}
       values = _values(**worse)
       column = made._mixture.names.index(name)
-      now, _ = made._judge(state, values, 10)
+      now, _ = made.judge(state, values, 10)
       assert now.ended == ended
       side = np.sign(made._mixture.weights[column])
       assert (side * (values[:, column].mean() - limit) < 0) == (ended == 10)
