@@ -15,19 +15,15 @@ aesthetic   DOLLAR_AESTHETIC   shunk031/aesthetics-predictor-v2-…, the head;
 import dataclasses
 import functools
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dollar_jax.interop.clip import load_clip, load_tokenizer, open_tensors
+from dollar_jax.interop.clip import open_tensors
 from dollar_jax.interop.folders import check_source, read_json
-from dollar_jax.models.clip import CLIP, VIT_H_14, CLIPConfig, normalize
+from dollar_jax.models.clip import CLIP, VIT_H_14, normalize
 from dollar_jax.models.clip_images import letterbox, preprocess
 from dollar_jax.rewards.base import (
   Differentiable,
@@ -35,15 +31,16 @@ from dollar_jax.rewards.base import (
   RewardFn,
   register,
 )
+from dollar_jax.rewards.clip_network import (
+  PrepareFn,
+  clip_network,
+  clip_shapes,
+)
 from dollar_jax.typing import Array, PyTree
 
 FRAMES = 4
 """Frames of a clip that are judged: each costs a third of a TFLOP in a ViT-H/14
 and looks much like its neighbours, so that more hardly move the mean."""
-
-BATCH = 16
-"""Images, or texts, in one call of a network; fewer are filled up, so that it
-is compiled once."""
 
 VISION = "openai/clip-vit-large-patch14"
 """The CLIP whose features the head of `aesthetic` reads."""
@@ -51,10 +48,6 @@ VISION = "openai/clip-vit-large-patch14"
 HEAD_LAYERS = (0, 2, 4, 6, 7)
 """Where that head's `layers` have weights: LAION's MLP 768-1024-128-64-16-1,
 whose other layers are dropout."""
-
-
-PrepareFn = Callable[[Array, int], Array]
-"""Frames [B, H, W, 3] and a size → pixels float32 [B, size, size, 3]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +108,9 @@ def _through_clip(
   def make(dtype: str, shapes: bool) -> Differentiable:
     if shapes:
       config, condition = VIT_H_14, Differentiable.condition
-      params = _shapes(VIT_H_14)
+      params = clip_shapes(VIT_H_14)
     else:
-      network = _network(source.find(), prepare=prepare)
+      network = clip_network(source.find(), prepare=prepare)
       config, condition = network.config, network.read
       params = network.params
     module = CLIP(dataclasses.replace(config, dtype=dtype))
@@ -162,7 +155,7 @@ def pickscore(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   Raises:
     ValueError: if the weights or transformers are missing.
   """
-  network = _network(PICKSCORE.find())
+  network = clip_network(PICKSCORE.find())
   return network.logit_scale * network.fit(frames, prompts)
 
 
@@ -192,7 +185,7 @@ def hpsv2(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   Raises:
     ValueError: if the weights or transformers are missing.
   """
-  return _network(HPSV2.find(), prepare=letterbox).fit(frames, prompts)
+  return clip_network(HPSV2.find(), prepare=letterbox).fit(frames, prompts)
 
 
 @register("aesthetic", kind="image", num_frames=FRAMES)
@@ -216,7 +209,7 @@ def aesthetic(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   """
   del prompts
   path = AESTHETIC.find()
-  network = _network(_vision_of(path), texts=False)
+  network = clip_network(_vision_of(path), texts=False)
   score = network.look(frames)
   for kernel, bias in _head(path, score.shape[-1]):
     score = score @ kernel + bias
@@ -267,93 +260,6 @@ def torch_reward(module: Any, batch_size: int = 8) -> RewardFn:
     return np.concatenate(scores)
 
   return fn
-
-
-class _Network:
-  """A CLIP on the device, called with batches of one size.
-
-  Attributes:
-    config: its sizes.
-    params: its weights.
-    logit_scale: what its cosines are multiplied by.
-  """
-
-  def __init__(self, path: Path, texts: bool, prepare: PrepareFn):
-    """Reads the weights; without `texts` those of that tower are dropped."""
-    self.config, params = config, params = load_clip(path)
-    self.logit_scale = np.exp(np.float32(params["logit_scale"]))
-    self._tokenize = None
-    if texts:
-      folder = path if path.is_dir() else path.parent
-      length = config.text_config.max_position_embeddings
-      self._tokenize = load_tokenizer(folder, length)
-    else:
-      params = {k: v for k, v in params.items() if k != "text"}
-    self.params = jax.device_put(params)
-    module, size = CLIP(config), config.vision_config.image_size
-    # apart, so that frames of another size do not compile the network anew
-    self._prepare = jax.jit(lambda frames: prepare(frames, size))
-    self._see, self._read = (
-      jax.jit(
-        lambda p, x, m=m: normalize(module.apply({"params": p}, x, method=m))
-      )
-      for m in ("image_features", "text_features")
-    )
-
-  def look(self, frames: np.ndarray) -> np.ndarray:
-    """Features [B, F, P], of length 1, of frames [B, F, H, W, 3]."""
-    images = frames.reshape(-1, *frames.shape[2:])
-    features = _in_batches(
-      lambda x: self._see(self.params, self._prepare(x)), images
-    )
-    return features.reshape(*frames.shape[:2], -1)
-
-  def read(self, prompts: list[str]) -> np.ndarray:
-    """Features [B, P], of length 1, of prompts."""
-    ids = self._tokenize(prompts)
-    return _in_batches(lambda x: self._read(self.params, x), ids)
-
-  def fit(self, frames: np.ndarray, prompts: list[str]) -> np.ndarray:
-    """Cosines [B] of prompts and frames [B, F, H, W, 3], mean over frames."""
-    cosines = np.einsum("bfp,bp->bf", self.look(frames), self.read(prompts))
-    return cosines.mean(axis=1, dtype=np.float32)
-
-
-_LOADING = threading.Lock()
-
-
-def _network(
-  path: Path, texts: bool = True, prepare: PrepareFn = preprocess
-) -> _Network:
-  """The network at a path, loaded once, also if threads ask together."""
-  with _LOADING:
-    return _load(path, texts, prepare)
-
-
-@functools.cache
-def _load(path: Path, texts: bool, prepare: PrepareFn) -> _Network:
-  return _Network(path, texts, prepare)
-
-
-def _shapes(config: CLIPConfig) -> PyTree:
-  """Shapes of the parameters of a CLIP."""
-  size = config.vision_config.image_size
-  pixels, ids = jnp.zeros((1, size, size, 3)), jnp.zeros((1, 1), jnp.int32)
-  key = jax.random.key(0)
-  found = jax.eval_shape(CLIP(config).init, key, pixels, ids)
-  return nn.meta.unbox(found)["params"]
-
-
-def _in_batches(
-  fn: Callable[[np.ndarray], Array], rows: np.ndarray
-) -> np.ndarray:
-  """Calls `fn` with `BATCH` rows at a time, the last of them repeated."""
-  out = []
-  for start in range(0, len(rows), BATCH):
-    some = rows[start : start + BATCH]
-    fill = np.repeat(some[-1:], BATCH - len(some), axis=0)
-    out.append(np.asarray(fn(np.concatenate([some, fill])))[: len(some)])
-  return np.concatenate(out)
 
 
 def _vision_of(path: Path) -> Path:
