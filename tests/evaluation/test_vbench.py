@@ -3,28 +3,10 @@
 import pytest
 
 from dollar_jax.evaluation import vbench
+from dollar_jax.evaluation.vbench_published import DIMENSIONS, RESULTS
 
-# arXiv 2412.15689: teacher, and student tuned on PickScore, in per cent
-PAPER = {
-  "subject consistency": (83.99, 93.77),
-  "background consistency": (93.78, 96.80),
-  "temporal flickering": (96.42, 96.30),
-  "motion smoothness": (98.09, 97.76),
-  "dynamic degree": (99.44, 75.83),
-  "aesthetic quality": (61.21, 63.80),
-  "imaging quality": (63.87, 69.40),
-  "object class": (85.79, 91.63),
-  "multiple objects": (52.59, 69.71),
-  "human action": (99.60, 99.00),
-  "color": (77.00, 77.95),
-  "spatial relationship": (51.40, 68.56),
-  "scene": (49.99, 55.06),
-  "temporal style": (26.45, 24.64),
-  "appearance style": (24.83, 24.45),
-  "overall consistency": (27.89, 26.93),
-}
 TEACHER, STUDENT = (
-  {name: row[i] for name, row in PAPER.items()} for i in (0, 1)
+  {name: row[i] for name, row in DIMENSIONS.items()} for i in (0, 1)
 )
 
 
@@ -36,6 +18,13 @@ def test_papers_table(results, expected):
   found = vbench.scores(results)
   assert list(found) == ["quality", "semantic", "total"]
   assert tuple(found.values()) == pytest.approx(expected, abs=0.01)
+
+
+def test_published_totals_are_those_of_their_parts():
+  for row in RESULTS:
+    if row.quality is not None:
+      total = (4 * row.quality + row.semantic) / 5
+      assert row.total == pytest.approx(total, abs=0.011), row.model
 
 
 def test_fractions_and_other_spellings_give_the_same():
