@@ -10,9 +10,11 @@ import pytest
 
 from benchmarks import (
   against_diffusers,
+  bad_rewards,
   convert_memory,
   decode_memory,
   labelling_cost,
+  rewards_on_digits,
   run_overhead,
   sampling_speed,
   step_cost,
@@ -262,3 +264,61 @@ def test_teachers_of_torch_come_back_to_it(tmp_path):
   for table in tables.values():
     assert table["largest difference of latents"] < 1e-3
   assert (tmp_path / "out" / "round_trip.png").stat().st_size > 1000
+
+
+def test_ddpo_gets_more_calls_and_the_same_reward(tmp_path):
+  runs = rewards_on_digits.settings(3, tmp_path)
+  assert len(runs) == 2 * len(rewards_on_digits.REWARDS)
+  for name, config in runs.items():
+    assert config.seed == 3
+    assert config.student == str(tmp_path / "student-3")
+    if "-latent-" in name:
+      other = runs[name.replace("-latent-", "-ddpo-")]
+      assert other.reward == config.reward
+      assert other.distill.climbing == ("ddpo_weight",)
+      assert config.distill.climbing == ("reward_weight",)
+      calls = map(rewards_on_digits.calls, (config, other))
+      assert list(calls) == [512 + 6 * 128, 150 * 11]
+
+
+def test_gains_are_those_of_pairs(tmp_path):
+  runs = rewards_on_digits.settings(0, tmp_path)
+  config = runs["temporal_flickering-latent-0"]
+  rng = np.random.default_rng(0)
+  before = dict.fromkeys(rewards_on_digits.WATCHED, 1.0)
+  before["temporal_flickering"] = rng.normal(size=400)
+  gain = 0.1 + 0.01 * rng.normal(size=400)
+  after = before | {"temporal_flickering": before["temporal_flickering"] + gain}
+  (tmp_path / "metrics.jsonl").write_text('{"step": 10, "lrm_spearman": 0.9}\n')
+  row = rewards_on_digits.compare("x", config, before, after, tmp_path)
+  assert row["gain"] == pytest.approx(0.1, abs=2e-3)
+  assert row["standard_error"] == pytest.approx(0.01 / 20, rel=0.1)
+  assert row["spearman"] == 0.9
+  table = rewards_on_digits.table([row | {"seconds": 7.0}]).splitlines()
+  assert len(table) == 3
+  assert "| 1280 | 7 | +0.09" in table[2]
+  assert "| 0.90 | 1.000 → 1.000 |" in table[2]
+
+
+def test_bad_rewards_are_as_bad_as_they_say(tmp_path):
+  rng = np.random.default_rng(0)
+  clean = np.zeros((2, 3, 8, 8, 3), np.uint8)
+  clean[:, :, 2:6, 2:6] = 200
+  noisy = clean + rng.integers(0, 40, clean.shape).astype(np.uint8)
+  prompts = ["a", "b"]
+  assert (
+    bad_rewards.noise_size(noisy, prompts)
+    > bad_rewards.noise_size(clean, prompts) + 1
+  ).all()
+  assert bad_rewards.constant(noisy, prompts).tolist() == [1, 1]
+  raised = 0
+  for _ in range(300):
+    try:
+      bad_rewards.raises_in_30_percent(clean[:1], ["a"])
+    except ConnectionError:
+      raised += 1
+  assert 60 < raised < 120
+  for name in bad_rewards.RUNS:
+    config = bad_rewards.settings(name, tmp_path)
+    assert config.reward.name not in config.guard.watch
+    assert config.guard.watch
