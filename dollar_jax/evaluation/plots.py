@@ -162,7 +162,9 @@ def calibration(pairs: np.ndarray, name: str) -> bytes:
   parts = np.array_split(pairs[np.argsort(pairs[:, 0])], TENTHS)
   means = np.array([part.mean(axis=0) for part in parts])
   errors = [part[:, 1].std() / np.sqrt(len(part)) for part in parts]
-  rank = stats.spearmanr(*pairs.T).statistic
+  rank = "a constant"
+  if np.ptp(pairs, axis=0).all():
+    rank = f"Spearman {stats.spearmanr(*pairs.T).statistic:.2f}"
   with mpl.rc_context(_STYLE):
     figure = Figure((4.6, 4.2), layout="constrained")
     ax = figure.subplots()
@@ -173,7 +175,7 @@ def calibration(pairs: np.ndarray, name: str) -> bytes:
     ax.set(
       xlabel="estimate of the latent model",
       ylabel="true reward",
-      title=f"{name}: Spearman {rank:.2f}, {len(pairs)} unseen samples",
+      title=f"{name}: {rank}, {len(pairs)} unseen samples",
     )
   return _png(figure)
 

@@ -83,6 +83,8 @@ def test_calibration_shows_tenths_of_the_pairs(monkeypatch):
   np.testing.assert_allclose(y, 2 * x + 1)
   assert len(x) == 10
   np.testing.assert_array_equal(truth.get_xdata(), truth.get_ydata())
+  plots.calibration(np.stack([guess, np.ones(200)], axis=1), "jpeg")
+  assert drawn[1].axes[0].get_title("left").startswith("jpeg: a constant, 200")
   with pytest.raises(ValueError, match="9 pairs show no calibration"):
     plots.calibration(pairs[:9], "jpeg")
 
