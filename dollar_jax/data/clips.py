@@ -46,7 +46,7 @@ class ClipForm:
     """Frames a second, exactly: 23.976 is 24000/1001."""
     for denominator in (1, 1001):
       rate = Fraction(round(self.fps * denominator), denominator)
-      if abs(rate - Fraction(self.fps)) < Fraction(1, 1000):
+      if abs(rate - Fraction(self.fps)) < Fraction(1, 10000):
         return rate
     return Fraction(self.fps).limit_denominator(1000)
 
@@ -103,7 +103,7 @@ def usual_form(
         stream = _video(container)
         frame = next(container.decode(stream))
         height, width = _shown(frame, _aspect(stream))
-        rate = float(stream.average_rate or 0)
+        rate = _plain_rate(float(stream.average_rate or 0))
     except (ValueError, OSError, StopIteration):
       continue
     sizes = [int(n) // multiple * multiple for n in (height, width)]
@@ -181,6 +181,12 @@ def _timed(
     raise ValueError(f"it cannot be read as a video ({what})") from None
   if last is None:
     raise ValueError("it holds no frame")
+
+
+def _plain_rate(rate: float) -> float:
+  """A rate without what the times in a file were rounded by."""
+  whole = round(rate)
+  return float(whole if abs(rate - whole) < rate / 2000 else round(rate, 3))
 
 
 def _broken(last: Fraction | None, what: str) -> str:
