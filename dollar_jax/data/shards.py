@@ -110,7 +110,9 @@ class Shards:
     try:
       for example in examples:
         values = {k: self._stored(v) for k, v in example.items()}
-        record = serializer.serialize_example(features.encode_example(values))
+        proto = serializer.get_tf_example(features.encode_example(values))
+        # else the order of its entries is another in every process
+        record = proto.SerializeToString(deterministic=True)
         writer.write(record)
         count, size = count + 1, size + len(record)
       writer.close()

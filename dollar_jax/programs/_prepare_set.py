@@ -109,10 +109,16 @@ def write_shards(
   processes.wait_for_all("shards")
 
 
+def write_skipped(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+  """Writes what was skipped, a line each."""
+  lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+  shards.write_whole(out / SKIPPED, "".join(lines))
+
+
 def check_share(
   out: Path, rows: Sequence[dict[str, Any]], count: int, limit: float
 ) -> None:
-  """Writes what was skipped, and checks that it is not too much.
+  """Checks that not too much was skipped.
 
   Args:
     out: the set's folder.
@@ -124,9 +130,6 @@ def check_share(
   Raises:
     ValueError: if it is more.
   """
-  if processes.is_first():
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    shards.write_whole(out / SKIPPED, "".join(lines))
   whole = [row["reason"] for row in rows if not row.get("clips")]
   if len(whole) > limit * count:
     [(reason, times)] = collections.Counter(whole).most_common(1)

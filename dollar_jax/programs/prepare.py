@@ -256,6 +256,8 @@ def _videos(values: flags.FlagValues, out: Path) -> Job:
   ]
   rows = sets.as_rows(skipped)
   count = len(kept) + len(rows)
+  if processes.is_first() and sets.read_plan(out) is None:
+    sets.write_skipped(out, rows)
   sets.check_share(out, rows, count, values.max_skipped)
   if not kept:
     raise ValueError(
@@ -419,6 +421,7 @@ def _finish(
   rows.sort(
     key=lambda row: place.get(row.get("file_name", row.get("prompt")), 1 << 60)
   )
+  sets.write_skipped(out, rows)
   sets.check_share(out, rows, job.count, max_skipped)
   examples = sum(note["examples"] for note in notes)
   if not examples:

@@ -111,10 +111,12 @@ def own_parts(
     their frames a second; None for other sets.
 
   Raises:
-    ValueError: if they are damaged.
+    ValueError: if they are damaged, or there is no such set.
   """
   if config.source == EMBEDDED:
     return None
+  if not epath.Path(config.source).is_dir():
+    latents.read(config.source)  # says how to make one
   found = parts.load_parts(config.source)
   made = shards.read_metadata(config.source)
   if found is None or "video_size" not in made:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -189,6 +190,12 @@ def test_a_run_that_was_stopped_goes_on(prepare, plain, tmp_path, monkeypatch):
   assert len(made) == 4
   assert contents(out) == contents(whole)
 
+  extra = tmp_path / "extra"
+  shutil.copytree(plain, extra)
+  (extra / "other.mp4").touch()
+  odd.write(extra / "0.mp4", odd.moving_square(9))
+  sentence = prepare(f"--videos={extra}", *command[1:], fails=True)
+  assert sentence.startswith(f"{out} holds a set of other sources (")
   for flag, name in (
     ("--fps=4", "fps (8.0, and now 4.0)"),
     ("--channels=8", "fit "),
@@ -282,6 +289,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow  # two programs that import jax at once
 def test_two_processes_make_what_one_makes(prepare, plain, tmp_path):
   whole, out = tmp_path / "whole", tmp_path / "set"
   prepare(f"--videos={plain}", f"--out={whole}", *LINEAR)
