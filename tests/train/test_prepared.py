@@ -74,37 +74,52 @@ def test_data_of_another_text_encoder_is_refused_by_name():
   parts.check_made_with("D", {}, mine)
 
 
-def test_a_student_takes_what_its_teacher_prepared(
-  runs, refusal, clips, tmp_path
+@pytest.fixture(scope="module")
+def prompts(clips):
+  """A file of four prompts."""
+  file = clips.parent / "prompts.txt"
+  file.write_text("\n".join(moving_digits.all_captions()[:4]))
+  return file
+
+
+def prepare(out, teacher, *flags):
+  command = ["prepare", f"--out={out}", f"--model={teacher}", *flags]
+  assert cli.main(command) == 0
+  return str(out)
+
+
+def test_what_a_teacher_prepared_fits_it(
+  runs, refusal, clips, prompts, tmp_path
 ):
   teacher = runs.whole("teacher") / "model"
-  out, prompts = tmp_path / "videos", tmp_path / "prompts"
-  (tmp_path / "prompts.txt").write_text(
-    "\n".join(moving_digits.all_captions()[:4])
+  out = prepare(
+    tmp_path / "videos", teacher, f"--videos={clips}", "--dtype=bfloat16"
   )
-  for flags in (
-    [f"--videos={clips}", f"--out={out}", "--dtype=bfloat16"],
-    [f"--prompts={tmp_path / 'prompts.txt'}", f"--out={prompts}"],
-  ):
-    assert cli.main(["prepare", *flags, f"--model={teacher}"]) == 0
   model = Pipeline.load(teacher)
-  datasets.check_made_for(str(out), model.codec, model.text_encoder)
+  datasets.check_made_for(out, model.codec, model.text_encoder)
   shape = latents.read(out)[0]["latents"].shape
   assert shape == model.recipe.latent_shape
 
-  changes = {"steps": 1, "data__source": str(prompts)}
-  assert refusal(runs.command("distill", tmp_path / "no", **changes)) == (
-    f"data set {prompts} has prompts and no latents, but config.distill."
+  out = prepare(tmp_path / "prompts", teacher, f"--prompts={prompts}")
+  command = runs.command("distill", tmp_path / "no", data__source=out)
+  assert refusal(command) == (
+    f"data set {out} has prompts and no latents, but config.distill."
     "cd_weight=0.5 needs them; prepare it with --synthesize, or from videos"
   )
-  assert "config.task='teacher' needs them" in refusal(
-    runs.command("teacher", tmp_path / "no", data__source=str(prompts))
-  )
+  command = runs.command("teacher", tmp_path / "no", data__source=out)
+  assert "config.task='teacher' needs them" in refusal(command)
+
+
+@pytest.mark.slow  # compiles a distillation of its own
+def test_prompts_suffice_for_vsd(runs, prompts, tmp_path):
+  teacher = runs.whole("teacher") / "model"
+  out = prepare(tmp_path / "prompts", teacher, f"--prompts={prompts}")
+  changes = {"steps": 1, "data__source": out}
   for name in ("cd_weight", "cd_warmup", "score_warmup"):
     changes[f"distill__{name}"] = 0
   workdir = tmp_path / "vsd"
   assert cli.main(runs.command("distill", workdir, **changes)) == 0
-  result = Pipeline.load(workdir / "model")
+  result, model = Pipeline.load(workdir / "model"), Pipeline.load(teacher)
   assert result.recipe.latent_shape == model.recipe.latent_shape
   pairs = zip(
     jax.tree.leaves(result.params), jax.tree.leaves(model.params), strict=True
