@@ -1,5 +1,6 @@
 """`dollar prepare`: folders of every kind of file become sets to train on."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +18,9 @@ from dollar_jax.data import latents
 from dollar_jax.data.clips import ClipForm, cut_clips
 from dollar_jax.interop import parts
 from dollar_jax.interop.pipeline import Pipeline
+from dollar_jax.models import wan_vae
+from dollar_jax.models.video_vae import VideoVAE
+from dollar_jax.models.wan_vae import WanVAEConfig
 from dollar_jax.programs._prepare_clips import ClipMaker
 from tests import odd_videos as odd
 
@@ -231,6 +236,40 @@ def test_a_models_codec_and_text_encoder(prepare, tmp_path):
     model.codec.scale.tolist()
   )
   assert parts.load_parts(out) is None
+
+
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_video_autoencoder(prepare, tmp_path):
+  size = WanVAEConfig(
+    base_dim=4,
+    z_dim=2,
+    num_res_blocks=1,
+    latents_mean=(-0.2, 0.3),
+    latents_std=(0.5, 2.0),
+  )
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32),
+    wan_vae.shapes(size),
+  )
+  codec = VideoVAE(params, size)
+  model = Pipeline.load("embedded")
+  recipe = dataclasses.replace(model.recipe, latent_shape=(2, 4, 4, 2))
+  dataclasses.replace(model, codec=codec, recipe=recipe).save(tmp_path / "wan")
+  folder = write_plain(tmp_path / "videos", 1, DIGITS)
+  out = tmp_path / "set"
+  prepare(f"--videos={folder}", f"--out={out}", f"--model={tmp_path / 'wan'}")
+  made = json.loads((out / "metadata.json").read_text())
+  assert made["codec"] == parts.identity(codec)
+  assert made["codec"]["name"] == "AutoencoderKLWan"
+  assert made["codec_scale"] == {"mean": [-0.2, 0.3], "deviation": [0.5, 2.0]}
+  assert made["video_size"] == [5, 32, 32]
+  clips = list(cut_clips(folder / "0.mp4", ClipForm(5, 32, 32, 8)))
+  stored = [row["latents"] for row in latents.read(out)]
+  assert len(stored) == len(clips) == 3
+  for latent, clip in zip(stored, clips, strict=True):
+    encoded = np.asarray(codec.encode(clip[None])[0])
+    np.testing.assert_allclose(latent, encoded, rtol=0, atol=1e-4)
 
 
 def test_prompts_alone(prepare, tmp_path):
