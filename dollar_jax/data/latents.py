@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
+from dollar_jax.data import shards
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -88,6 +90,9 @@ def write(
 def read(folder: str) -> Any:
   """Opens a latent set as a random-access source of dicts.
 
+  Latents and text are float32, whatever they are stored in. A set of prompts
+  alone has no latents.
+
   Raises:
     ValueError: if the folder holds no finished latent set.
   """
@@ -102,4 +107,7 @@ def read(folder: str) -> Any:
       f"{folder} holds no prepared latents (no dataset_info.json); make them "
       "with `dollar prepare`"
     )
-  return tfds.builder_from_directory(found[-1]).as_data_source(split="train")
+  builder = tfds.builder_from_directory(found[-1])
+  source = builder.as_data_source(split="train")
+  dtype = shards.read_metadata(found[-1]).get("dtype", "float32")
+  return source if dtype == "float32" else shards.AsFloat32(source, dtype)

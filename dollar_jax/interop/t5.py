@@ -142,6 +142,27 @@ class T5Encoder:
       "tokenizer": ["transformers", kind],
     }
 
+  @functools.cached_property
+  def content(self) -> str:
+    """A name for what the files hold, wherever they lie.
+
+    Of a file above 32 MiB its size, its first and its last MiB count.
+    """
+    digest = hashlib.sha256(self.kind.encode())
+    for part in (self._encoder, self._tokenizer):
+      for path in sorted(part.rglob("*")):
+        if path.is_file():
+          name, size = path.relative_to(part).as_posix(), path.stat().st_size
+          digest.update(f"{part.name}/{name} {size}".encode())
+          with path.open("rb") as file:
+            if size <= 32 << 20:
+              digest.update(file.read())
+            else:
+              digest.update(file.read(1 << 20))
+              file.seek(-1 << 20, os.SEEK_END)
+              digest.update(file.read())
+    return digest.hexdigest()[:16]
+
   def _embed(self, prompts: list[str]) -> list[np.ndarray]:
     """The embeddings [n, D] of each prompt, n = S where padding counts."""
     import torch

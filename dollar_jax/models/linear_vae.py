@@ -7,6 +7,7 @@ a true decoder, at no training cost. Principal components of patches of
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 
 import einops
 import jax
@@ -55,15 +56,55 @@ class LinearVAE:
     Raises:
       ValueError: if the clips do not divide into patches or C is too large.
     """
-    patches = np.asarray(_patchify(to_signal(jnp.asarray(frames)), patch))
-    patches = patches.reshape(-1, patches.shape[-1]).astype(np.float64)
-    if not 1 <= channels <= patches.shape[-1]:
-      raise ValueError(
-        f"latent channels is {channels}; patches of {patch} hold 1 to "
-        f"{patches.shape[-1]}"
-      )
-    mean = patches.mean(axis=0)
+    patches = _flat_patches(frames, patch).astype(np.float64)
+    _check_channels(channels, patches.shape[-1], patch)
     covariance = np.cov(patches, rowvar=False, bias=True)
+    mean = patches.mean(axis=0)
+    return cls._of_moments(mean, covariance, patch, channels, whitening)
+
+  @classmethod
+  def fit_many(
+    cls,
+    clips: Iterable[np.ndarray],
+    patch: tuple[int, int, int] = (4, 8, 8),
+    channels: int = 32,
+    whitening: float = 0.5,
+    patches_per_clip: int = 4096,
+  ) -> "LinearVAE":
+    """Fits as `fit` does, holding one clip at a time.
+
+    Args:
+      clips: uint8 [F, H, W, 3] each.
+      patch: see `fit`.
+      channels: see `fit`.
+      whitening: see `fit`.
+      patches_per_clip: how many of a clip are looked at, evenly spread.
+
+    Raises:
+      ValueError: as `fit`, and if there is no clip.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for clip in clips:
+      some = _flat_patches(clip[None], patch)
+      some = some[:: -(-len(some) // patches_per_clip)].astype(np.float64)
+      _check_channels(channels, some.shape[-1], patch)
+      count, total = count + len(some), total + some.sum(axis=0)
+      squares = squares + some.T @ some
+    if not count:
+      raise ValueError("there is no clip to fit a codec to; add videos")
+    mean = total / count
+    covariance = squares / count - np.outer(mean, mean)
+    return cls._of_moments(mean, covariance, patch, channels, whitening)
+
+  @classmethod
+  def _of_moments(
+    cls,
+    mean: np.ndarray,
+    covariance: np.ndarray,
+    patch: tuple[int, int, int],
+    channels: int,
+    whitening: float,
+  ) -> "LinearVAE":
     variance, vectors = np.linalg.eigh(covariance)
     variance = np.maximum(variance[::-1][:channels], 1e-12)
     basis = vectors[:, ::-1][:, :channels]
@@ -136,6 +177,19 @@ class LinearVAE:
   def from_arrays(cls, config: dict, arrays: dict) -> "LinearVAE":
     """Rebuilds a codec from `config` and `arrays`."""
     return cls(**arrays, patch=tuple(config["patch"]))
+
+
+def _flat_patches(frames: np.ndarray, patch: tuple) -> np.ndarray:
+  """float32 [all patches, pixels * 3] of clips [N, F, H, W, 3]."""
+  patches = np.asarray(_patchify(to_signal(jnp.asarray(frames)), patch))
+  return patches.reshape(-1, patches.shape[-1])
+
+
+def _check_channels(channels: int, most: int, patch: tuple) -> None:
+  if not 1 <= channels <= most:
+    raise ValueError(
+      f"latent channels is {channels}; patches of {patch} hold 1 to {most}"
+    )
 
 
 def _check_divides(sizes: tuple, patch: tuple) -> None:

@@ -1,6 +1,7 @@
 """The data of a run: opened where prepared, made where embedded."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from dollar_jax.data import latents, moving_digits
+from dollar_jax.data import latents, moving_digits, shards
 from dollar_jax.data.latents import Example
+from dollar_jax.interop import parts
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
 from dollar_jax.models.linear_vae import LinearVAE
-from dollar_jax.train.config import DataConfig
+from dollar_jax.train.config import DataConfig, TrainConfig
 from dollar_jax.typing import Array
 
 EMBEDDED = "moving_digits"
@@ -99,6 +101,94 @@ def open_data(
   return latents.read(f"{folder}/latents/{latents.Latents.VERSION}")
 
 
+def own_parts(
+  config: DataConfig,
+) -> tuple[LinearVAE, WordEncoder, tuple[int, int, int], float] | None:
+  """What a set was made with that was made without a model.
+
+  Returns:
+    Its codec, its text encoder, frames, height and width of its clips, and
+    their frames a second; None for other sets.
+
+  Raises:
+    ValueError: if they are damaged, or there is no such set.
+  """
+  if config.source == EMBEDDED:
+    return None
+  if not epath.Path(config.source).is_dir():
+    latents.read(config.source)  # says how to make one
+  found = parts.load_parts(config.source)
+  made = shards.read_metadata(config.source)
+  if found is None or "video_size" not in made:
+    return None
+  return *found, tuple(made["video_size"]), made["fps"]
+
+
+def check_made_for(source: str, codec: Codec, encoder: TextEncoder) -> None:
+  """Checks that a set was prepared with a model's codec and text encoder.
+
+  Args:
+    source: the set's folder; of one that records nothing nothing is checked.
+    codec: the model's.
+    encoder: the model's.
+
+  Raises:
+    ValueError: if it was prepared with others.
+  """
+  if source != EMBEDDED:
+    made = shards.read_metadata(source)
+    mine = {"codec": codec, "text_encoder": encoder}
+    parts.check_made_with(source, made, mine)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blank:
+  """A set of prompts, with zeros where training looks for latents."""
+
+  source: Any
+  shape: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return {**self.source[index], "latents": np.zeros(self.shape, np.float32)}
+
+
+def with_latents(
+  source: Any, config: TrainConfig, shape: tuple[int, ...]
+) -> Any:
+  """A set that has latents: its own, or none that would be looked at.
+
+  Args:
+    source: of `open_data`.
+    config: the run.
+    shape: [T, H, W, C] of the model's videos, taken for a set of prompts.
+
+  Raises:
+    ValueError: if the run needs videos, and the set has prompts alone.
+  """
+  if "latents" in source[0]:
+    return source
+  distill = config.distill
+  for needs, entry in (
+    (config.task == "teacher", "task='teacher'"),
+    (distill.inputs == "data", "distill.inputs='data'"),
+    (distill.cd_weight > 0, f"distill.cd_weight={distill.cd_weight}"),
+    (
+      distill.reward_weight > 0 and config.reward.real_labels > 0,
+      f"reward.real_labels={config.reward.real_labels}",
+    ),
+  ):
+    if needs:
+      raise ValueError(
+        f"data set {config.data.source} has prompts and no latents, but "
+        f"config.{entry} needs them; prepare it with --synthesize, or from "
+        "videos"
+      )
+  return _Blank(source, shape)
+
+
 def _fingerprint(codec: Codec, encoder: TextEncoder) -> str:
   """Tells sets apart that another codec or text encoder has made."""
   embedded = encoder.encode(moving_digits.all_captions())
@@ -116,5 +206,5 @@ def _encode(
     prompts = [row["prompt"].decode() for row in rows]
     encoded = np.asarray(encode(np.stack([row["frames"] for row in rows])))
     text, mask = encoder.encode(prompts)
-    for parts in zip(encoded, text, mask, prompts, strict=True):
-      yield Example(*parts)
+    for fields in zip(encoded, text, mask, prompts, strict=True):
+      yield Example(*fields)

@@ -88,6 +88,8 @@ def train(
   source = datasets.open_data(config.data, base.codec, base.text_encoder, data)
   if processes.is_first():
     processes.wait_for_all("data")
+  datasets.check_made_for(config.data.source, base.codec, base.text_encoder)
+  source = datasets.with_latents(source, config, base.recipe.latent_shape)
   base = _sized_as_data(base, source[0], config.data.source)
   size, seed = config.data.batch_size, config.seed
   batches = Batches(lambda: make_batches(source, size, seed, rows), rows, mesh)
@@ -202,15 +204,7 @@ def open_base(
       recipe = dataclasses.replace(base.recipe, negative_prompt=prompt)
       base = base.with_params(base.params, recipe)
   else:
-    codec = datasets.digits_codec(config.data)
-    clip = datasets.digits_clip_shape()
-    base = Pipeline(
-      make_wan(config.model, config.shift),
-      {},
-      codec,
-      datasets.digits_text_encoder(),
-      Recipe(codec.latent_shape(*clip), FPS, TEACHER_STEPS, TEACHER_GUIDANCE),
-    )
+    base = _untrained(config)
     denoiser = base.denoiser
   _check_model(denoiser.config, base)
   denoiser = denoiser.with_config(
@@ -221,6 +215,21 @@ def open_base(
     context=config.context,
   )
   return dataclasses.replace(base, denoiser=denoiser)
+
+
+def _untrained(config: TrainConfig) -> Pipeline:
+  """A teacher to train, with the codec and text encoder of its data."""
+  own = datasets.own_parts(config.data)
+  if own is None:
+    codec = datasets.digits_codec(config.data)
+    encoder = datasets.digits_text_encoder()
+    clip, fps = datasets.digits_clip_shape(), FPS
+  else:
+    codec, encoder, clip, fps = own
+  shape = codec.latent_shape(*clip)
+  recipe = Recipe(shape, fps, TEACHER_STEPS, TEACHER_GUIDANCE)
+  denoiser = make_wan(config.model, config.shift)
+  return Pipeline(denoiser, {}, codec, encoder, recipe)
 
 
 def _check_model(model: WanConfig, base: Pipeline) -> None:

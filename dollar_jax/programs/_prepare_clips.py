@@ -1,0 +1,176 @@
+"""Clips and captions on their way into the shards of a set."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dollar_jax.data.clips import ClipForm, cut_clips
+from dollar_jax.data.decoding import decode_in_order
+from dollar_jax.data.sources import Skipped, Source
+from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
+from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.typing import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipMaker:
+  """Makes the examples of videos.
+
+  Attributes:
+    sources: in order.
+    form: of their clips.
+    codec: makes latents of them.
+    text_encoder: embeds captions.
+    batch_size: clips encoded at once.
+    threads: files decoded at once.
+  """
+
+  sources: Sequence[Source]
+  form: ClipForm
+  codec: Any
+  text_encoder: TextEncoder
+  batch_size: int
+  threads: int
+
+  def __len__(self) -> int:
+    return len(self.sources)
+
+  def examples(
+    self, rows: range, notes: dict[str, Any], done: Callable[[int], Any]
+  ) -> Iterator[dict[str, Any]]:
+    """The examples of some sources.
+
+    Args:
+      rows: which.
+      notes: filled with `clips` (how many by file name), `skipped` and
+        `squared_error` (the sum over the clips of a linear codec's).
+      done: called with 1 whenever a source is done.
+    """
+    some = [self.sources[i] for i in rows]
+    texts, reasons = embed(self.text_encoder, [s.text for s in some])
+    clips = {s.file_name: 0 for s in some}
+    skipped = [
+      Skipped(s.file_name, reason)
+      for s, reason in zip(some, reasons, strict=True)
+      if reason
+    ]
+    done(len(skipped))
+    known = {
+      s.file_name: text
+      for s, text, reason in zip(some, texts, reasons, strict=True)
+      if not reason
+    }
+    errors, waiting = [], []
+    todo = [s for s in some if s.file_name in known]
+    cuts = decode_in_order(
+      todo, lambda source: cut_clips(source.path, self.form), self.threads
+    )
+    for source, item in cuts:
+      if isinstance(item, np.ndarray):
+        clips[source.file_name] += 1
+        waiting.append((source, item))
+        if len(waiting) == self.batch_size:
+          yield from self._encoded(waiting, known, errors)
+          waiting = []
+        continue
+      done(1)
+      if item is not None:
+        taken = clips[source.file_name]
+        skipped.append(Skipped(source.file_name, str(item), taken))
+    yield from self._encoded(waiting, known, errors)
+    notes["clips"] = clips
+    notes["skipped"] = [dataclasses.asdict(s) for s in skipped]
+    notes["squared_error"] = float(sum(errors))
+
+  def _encoded(
+    self,
+    waiting: list[tuple[Source, np.ndarray]],
+    known: dict[str, tuple[np.ndarray, np.ndarray]],
+    errors: list[float],
+  ) -> Iterator[dict[str, Any]]:
+    if not waiting:
+      return
+    # one shape, one compilation
+    fill = [waiting[-1]] * (self.batch_size - len(waiting))
+    frames = np.stack([clip for _, clip in waiting + fill])
+    latents, error = _encode(self.codec, frames)
+    errors += np.asarray(error, np.float64)[: len(waiting)].tolist()
+    rows = zip(waiting, np.asarray(latents, np.float32), strict=False)
+    for (source, _), latent in rows:
+      text, mask = known[source.file_name]
+      yield {
+        "latents": latent,
+        "text": text,
+        "text_mask": mask,
+        "prompt": source.text,
+      }
+
+
+def embed(
+  encoder: TextEncoder, prompts: Sequence[str]
+) -> tuple[list[tuple[np.ndarray, np.ndarray] | None], list[str]]:
+  """Embeds what an encoder can embed.
+
+  Returns:
+    ((text [S, D], mask [S]) of each prompt, or None; why not, or "").
+  """
+  try:
+    text, mask = encoder.encode(list(prompts))
+    return list(zip(text, mask, strict=True)), [""] * len(prompts)
+  except ValueError as error:
+    if len(prompts) == 1:
+      return [None], [str(error)]
+  found = [embed(encoder, [prompt]) for prompt in prompts]
+  return [text for [text], _ in found], [why for _, [why] in found]
+
+
+def fit_codec(
+  sources: Sequence[Source],
+  form: ClipForm,
+  count: int,
+  channels: int,
+  threads: int,
+) -> LinearVAE:
+  """Fits the linear codec to clips from sources spread over the list.
+
+  Raises:
+    ValueError: if there is no clip, or clips do not divide into patches.
+  """
+  at = np.linspace(0, len(sources) - 1, min(count, len(sources)))
+  chosen = [sources[round(i)] for i in at]
+  each = -(-count // len(chosen))
+
+  def cut(source: Source) -> Iterator[np.ndarray]:
+    for number, clip in enumerate(cut_clips(source.path, form), 1):
+      yield clip
+      if number == each:
+        return
+
+  def clips() -> Iterable[np.ndarray]:
+    for _, item in decode_in_order(chosen, cut, threads):
+      if isinstance(item, np.ndarray):
+        yield item
+
+  return LinearVAE.fit_many(clips(), channels=channels)
+
+
+def word_encoder(captions: Sequence[str], dim: int) -> WordEncoder:
+  """The encoder of the words that captions consist of."""
+  words = {word for text in captions for word in text.lower().split()}
+  longest = max(len(text.split()) for text in captions)
+  return WordEncoder.create(words, dim, longest)
+
+
+@jax.jit
+def _encode(codec: Any, frames: Array) -> tuple[Array, Array]:
+  """Latents, and each clip's mean squared error if the codec is linear."""
+  latents = codec.encode(frames)
+  if not isinstance(codec, LinearVAE):
+    return latents, jnp.zeros(len(frames))
+  back = codec.decode(latents).astype(jnp.float32)
+  error = (back - frames.astype(jnp.float32)) ** 2
+  return latents, error.mean(axis=(1, 2, 3, 4))

@@ -1,0 +1,243 @@
+"""Make a data set of latents from captioned videos, or from prompts.
+
+  dollar prepare --videos=clips --model=Wan2.1-T2V-1.3B-Diffusers --out=data
+  dollar prepare --videos=clips --codec=linear --fit --out=data
+  dollar prepare --prompts=prompts.txt --model=DIR --out=data [--synthesize]
+
+Videos are a folder with Hugging Face's metadata.jsonl (file_name, text) or
+metadata.csv, or a .csv file. They are cut into clips of one size and rate, and
+encoded by a model's codec or by the linear one, fitted to them. Prompts, one a
+line, become embeddings, and with --synthesize the model's own samples, too.
+
+OUT is what config.data.source takes. What was not taken stands in
+OUT/skipped.jsonl, with the reason. The same command goes on where it was
+stopped; on a cluster, start it on every node.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from dollar_jax.data import shards
+from dollar_jax.interop import parts
+from dollar_jax.interop.buckets import on_disk
+from dollar_jax.parallel import distributed, processes
+from dollar_jax.programs import _prepare_set as sets
+from dollar_jax.programs._prepare_jobs import (
+  Job,
+  make_prompts_job,
+  make_videos_job,
+)
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+  "videos", None, "Folder with metadata.jsonl, or .csv file.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "prompts", None, "File with one prompt a line.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "out", None, "Folder of the data set.", flag_values=FLAGS, required=True
+)
+flags.DEFINE_string(
+  "model",
+  None,
+  "Model whose codec and text encoder are used: a folder, a finished run, a "
+  "name in the Hugging Face cache, or 'embedded'.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+  "codec", None, ["linear"], "Codec to use without a model.", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+  "fit", False, "Fit that codec to the clips.", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  "fit_clips", 32, "Clips it is fitted to.", flag_values=FLAGS, lower_bound=1
+)
+flags.DEFINE_integer(
+  "channels", 32, "Its latent channels.", flag_values=FLAGS, lower_bound=1
+)
+flags.DEFINE_integer(
+  "text_dim",
+  64,
+  "Width of the word embeddings made with it.",
+  flag_values=FLAGS,
+  lower_bound=1,
+)
+flags.DEFINE_string(
+  "video_size",
+  None,
+  "FRAMESxHEIGHTxWIDTH of a clip, such as 81x480x832; the model's own if "
+  "absent, without a model 16 frames as large as most videos are.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_float(
+  "fps",
+  None,
+  "Frames a second; the model's own if absent, without a model that of most "
+  "videos.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_enum(
+  "dtype",
+  "float32",
+  shards.DTYPES,
+  "What latents and embeddings are stored as.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
+  "synthesize",
+  False,
+  "Have the model sample latents of the prompts.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  "steps", None, "Steps of its sampler; its own if absent.", flag_values=FLAGS
+)
+flags.DEFINE_float(
+  "guidance",
+  None,
+  "Guidance scale; the model's own if absent.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  "samples_per_prompt",
+  1,
+  "Samples of each prompt.",
+  flag_values=FLAGS,
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "seed", 0, "Of their noise.", 0, 2**32 - 1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  "batch_size",
+  None,
+  "Clips or samples at a time; 1 with a model's codec, else 8, if absent.",
+  flag_values=FLAGS,
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "shard_size",
+  32,
+  "Videos or prompts a shard, which is what is kept when stopped.",
+  flag_values=FLAGS,
+  lower_bound=1,
+)
+flags.DEFINE_integer(
+  "threads", 4, "Videos decoded at a time.", flag_values=FLAGS, lower_bound=1
+)
+flags.DEFINE_float(
+  "max_skipped",
+  0.5,
+  "Share of the videos or prompts of which nothing may be taken.",
+  0.0,
+  1.0,
+  flag_values=FLAGS,
+)
+flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT at which process 0 listens, where no cluster tells.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+  "num_processes", None, "Processes in all.", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+  "process_id", None, "Which of them, from 0.", flag_values=FLAGS
+)
+
+_DESCRIPTION = "Latents, text embeddings and prompts, made by dollar prepare."
+
+
+def main(values: flags.FlagValues) -> None:
+  """Makes the set, or what is missing of it.
+
+  Raises:
+    ValueError: for flags, lists or files that do not fit.
+    OSError: if OUT cannot be written, or the processes lose each other.
+  """
+  _check_flags(values)
+  where = values.coordinator, values.num_processes, values.process_id
+  with distributed.joined(*where):
+    out = on_disk(values.out).resolve()
+    sets.check_out(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if values.videos:
+      job = make_videos_job(values, out)
+    else:
+      job = make_prompts_job(values)
+    text, _ = job.maker.text_encoder.encode([""])
+    plan = job.plan | {
+      "text_encoder": parts.identity(job.maker.text_encoder),
+      "dtype": values.dtype,
+      "batch_size": job.maker.batch_size,
+      "shard_size": values.shard_size,
+    }
+    sets.agree_on(out, plan)
+    count = len(shards.deal(len(job.maker), values.shard_size))
+    shape, text_shape = job.latent_shape, text.shape[1:]
+    found = shards.Shards(out, count, shape, text_shape, values.dtype)
+    sets.write_shards(found, job.maker, values.shard_size, job.unit)
+    if processes.is_first():
+      _finish(out, found, job, plan, values.max_skipped)
+    processes.wait_for_all("info")
+
+
+def _check_flags(values: flags.FlagValues) -> None:
+  """Checks which flags go together.
+
+  Raises:
+    ValueError: if some do not.
+  """
+  if bool(values.videos) == bool(values.prompts):
+    raise ValueError("give either --videos=DIR or --prompts=FILE")
+  if values.model and values.codec:
+    raise ValueError(
+      "give either --model=DIR, whose codec is used, or --codec=linear --fit"
+    )
+  if values.prompts and not values.model:
+    raise ValueError("--prompts needs --model=DIR, whose text encoder embeds")
+  if not values.model and not values.codec:
+    raise ValueError(
+      "nothing to encode the videos with; give --model=DIR, or --codec=linear "
+      "--fit"
+    )
+  if bool(values.codec) != values.fit:
+    raise ValueError("--codec=linear and --fit go together: give both")
+  if values.synthesize and not values.prompts:
+    raise ValueError("--synthesize needs --prompts=FILE, to make samples of")
+
+
+def _finish(
+  out: Path,
+  found: shards.Shards,
+  job: Job,
+  plan: dict[str, Any],
+  max_skipped: float,
+) -> None:
+  """Writes what was skipped, the sources and the info, and tells of them."""
+  notes = [found.notes(index) or {} for index in range(found.count)]
+  rows = job.skipped + [row for note in notes for row in note["skipped"]]
+  place = {name: i for i, name in reversed(list(enumerate(job.listed)))}
+  rows.sort(
+    key=lambda row: place.get(row.get("file_name", row.get("prompt")), 1 << 60)
+  )
+  sets.write_skipped(out, rows)
+  sets.check_share(out, rows, job.count, max_skipped)
+  examples = sum(note["examples"] for note in notes)
+  if not examples:
+    raise ValueError(f"nothing could be taken; see {out / sets.SKIPPED}")
+  sets.write_sources(out, notes, job.hashes)
+  quality = sets.psnr(notes)
+  metadata = plan | job.metadata | {"examples": examples, "skipped": len(rows)}
+  if quality is not None:
+    metadata["psnr"] = round(quality, 3)
+  found.finish(_DESCRIPTION, metadata)
+  text = f"{examples} examples of {job.count} {job.unit}s in {out}"
+  if quality is not None:
+    text += f"; the linear codec's PSNR is {quality:.2f} dB"
+  print(f"{text}; {len(rows)} skipped")
