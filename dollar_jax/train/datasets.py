@@ -179,6 +179,10 @@ def with_latents(
       distill.reward_weight > 0 and config.reward.real_labels > 0,
       f"reward.real_labels={config.reward.real_labels}",
     ),
+    (
+      config.guard.every > 0 and bool(config.guard.features),
+      f"guard.features={config.guard.features!r}",
+    ),
   ):
     if needs:
       raise ValueError(

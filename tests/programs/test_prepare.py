@@ -329,25 +329,28 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.slow  # two programs that import jax at once
-def test_two_processes_make_what_one_makes(prepare, plain, tmp_path):
+def test_two_processes_make_what_one_makes(plain, tmp_path):
   whole, out = tmp_path / "whole", tmp_path / "set"
-  prepare(f"--videos={plain}", f"--out={whole}", *LINEAR)
-  with socket.socket() as listener:
-    listener.bind(("127.0.0.1", 0))
-    port = listener.getsockname()[1]
-  command = ["prepare", f"--videos={plain}", f"--out={out}", *LINEAR]
-  command += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", PROCESS, *command, f"--process_id={i}"],
+
+  def start(folder, *flags):
+    command = ["prepare", f"--videos={plain}", f"--out={folder}", *LINEAR]
+    return subprocess.Popen(
+      [sys.executable, "-c", PROCESS, *command, *flags],
       cwd=ROOT,
       env=os.environ,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for i in range(2)
-  ]
+
+  # of its own, too: code that tests before this have compiled may round
+  # another way
+  assert start(whole).wait() == 0
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+  where = f"--coordinator=127.0.0.1:{port}", "--num_processes=2"
+  processes = [start(out, *where, f"--process_id={i}") for i in range(2)]
   ends = [process.communicate() for process in processes]
   assert [p.returncode for p in processes] == [0, 0], ends
   assert "14 examples of 7 videos" in ends[0][0]
