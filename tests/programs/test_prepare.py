@@ -345,7 +345,9 @@ def test_two_processes_make_what_one_makes(plain, tmp_path):
 
   # of its own, too: code that tests before this have compiled may round
   # another way
-  assert start(whole).wait() == 0
+  alone = start(whole)
+  alone.communicate()
+  assert alone.returncode == 0
   with socket.socket() as listener:
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
