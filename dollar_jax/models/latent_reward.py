@@ -22,7 +22,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dollar_jax.typing import Array
+from dollar_jax.typing import Array, Params
 
 KINDS = ("image", "video")
 """Frame-wise, or over frames as well."""
@@ -123,6 +123,28 @@ class LatentReward(nn.Module):
     return jnp.stack(
       [_Member(self.config, name=name)(x0, text, text_mask) for name in names]
     )
+
+
+def normalised(params: Params, mean: Array, std: Array) -> Params:
+  """Parameters of the same model with each member in a unit of its own.
+
+  What a member predicts is linear in its last layer, so that its values less
+  `mean`, by `std`, are exactly those of a model whose last layer is changed.
+
+  Args:
+    params: of a `LatentReward`.
+    mean: float32 [M], what is taken off each member's values.
+    std: float32 [M], what they are divided by then.
+  """
+  found = {}
+  for i, name in enumerate(f"member_{i}" for i in range(len(params))):
+    head = params[name]["head_out"]
+    head = {
+      "kernel": head["kernel"] / std[i],
+      "bias": (head["bias"] - mean[i]) / std[i],
+    }
+    found[name] = {**params[name], "head_out": head}
+  return found
 
 
 class _Member(nn.Module):

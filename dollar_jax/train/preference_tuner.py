@@ -30,6 +30,10 @@ EncodeFn = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
 _ABOUT_TEXT = ("", "text")
 
+_FAINT = 0.1
+"""Deviation, in log-odds, of values that hardly tell clips apart: between two
+that lie one apart the odds are 1.1 to 1. Smaller ones are not blown up."""
+
 
 class PreferenceTuner:
   """Stands beside the student as `RewardTuner` does.
@@ -66,6 +70,7 @@ class PreferenceTuner:
     self._config, self._codec, self._mesh = config, codec, mesh
     self._encode_text, self.decoder = encode_text, decoder
     self._latent_shape = tuple(latent_shape)
+    self._known: dict[str, float] | None = None
     self._network = RewardNetwork(
       config,
       "video",
@@ -117,7 +122,14 @@ class PreferenceTuner:
     prompts = sorted({vote.prompt for vote in votes})
     self._clip = {file: i for i, file in enumerate(files)}
     self._prompt = {prompt: i for i, prompt in enumerate(prompts)}
-    self._text, self._mask = self._encode_text(prompts)
+    if self.model.config.text_conditioned:
+      self._text, self._mask = self._encode_text(prompts)
+    for file in files:  # before the others are encoded
+      if not file.is_file():
+        raise ValueError(
+          f"{file}, which was voted on, is not there; run from where its "
+          "folder lies, or make it again"
+        )
     mesh = self._mesh
     if jax.process_count() > 1:  # every process encodes them for itself
       mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
@@ -158,7 +170,12 @@ class PreferenceTuner:
   def warm_up(
     self, state: RewardState, params: Params, batches: Batches
   ) -> tuple[RewardState, dict[str, Any]]:
-    """Fits the model to the votes, `warmup_steps` updates."""
+    """Fits the model to the votes, `warmup_steps` updates.
+
+    Votes leave every member an offset of its own, of which their disagreement
+    would mostly consist, and log-odds of any size: each is then brought to a
+    mean of 0 and a deviation of 1 over the clips, the unit of `reward_force`.
+    """
     del params, batches  # nothing of the student is voted on
     settings, network, metrics = self._config.reward, state.network, {}
     for i in range(settings.warmup_steps):
@@ -167,6 +184,10 @@ class PreferenceTuner:
       rows = rng.choice(len(self._fitted), settings.batch_size, replace=few)
       batch = self._batch([self._fitted[row] for row in rows])
       network, metrics = self._network.update(network, batch, i)
+    values = self._values(network.params, self._fitted + self._hidden)
+    mean, std = values.mean(axis=(1, 2)), values.std(axis=(1, 2))
+    network = self._network.normalise(network, mean, np.maximum(std, _FAINT))
+    self._known = None
     return state.replace(network=network), metrics
 
   def refresh(
@@ -179,29 +200,34 @@ class PreferenceTuner:
       among those held out, and `lrm_accuracy_fitted` among the others.
     """
     del params, batches, step
-    metrics = {
-      "lrm_accuracy": self._hidden,
-      "lrm_accuracy_fitted": self._fitted,
-    }
-    found = {k: self._accuracy(state, votes) for k, votes in metrics.items()}
-    return state, {k: x for k, x in found.items() if x is not None}
+    if self._known is None:  # the model stays as it is from now on
+      sets = {"lrm_accuracy": self._hidden, "lrm_accuracy_fitted": self._fitted}
+      found = {k: self._accuracy(state, votes) for k, votes in sets.items()}
+      self._known = {k: x for k, x in found.items() if x is not None}
+    return state, dict(self._known)
 
   def _accuracy(self, state: RewardState, votes: list[Vote]) -> float | None:
     """Share of the preferences that the model has; ties are none."""
     votes = [vote for vote in votes if vote.choice != "tie"]
     if not votes:
       return None
-    size, right = self._config.reward.batch_size, 0
+    better, worse = self._values(state.network.params, votes).mean(axis=0).T
+    return float((better > worse).mean())
+
+  def _values(self, params: Params, votes: list[Vote]) -> np.ndarray:
+    """What each member makes of the better and the worse, [members, V, 2]."""
+    size, found = self._config.reward.batch_size, []
     for start in range(0, len(votes), size):
-      batch = self._batch(votes[start : start + size])
+      # one size, or it compiles again
+      rows = [votes[i % len(votes)] for i in range(start, start + size)]
+      batch = self._batch(rows)
       text = batch.get("text"), batch.get("text_mask")
-      rows = ((batch[side], *text) for side in ("better", "worse"))
-      values = [
-        self._network.guesses(state.network.params, [row]).mean(axis=0)
-        for row in rows
+      sides = [
+        self._network.guesses(params, [(batch[side], *text)])
+        for side in ("better", "worse")
       ]
-      right += int((values[0] > values[1]).sum())
-    return right / len(votes)
+      found.append(np.stack(sides, axis=-1))
+    return np.concatenate(found, axis=1)[:, : len(votes)]
 
   def estimate(
     self, state: RewardState, labelled: list[LabelledBatch]

@@ -11,7 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from dollar_jax.losses.reward import RewardStatistics
-from dollar_jax.models.latent_reward import LatentReward
+from dollar_jax.models.latent_reward import LatentReward, normalised
 from dollar_jax.parallel import rules
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig, to_dict
@@ -86,6 +86,7 @@ class RewardNetwork:
         {"params": params}, *inputs, method="members"
       )
     )
+    self._normalised = jax.jit(normalised, out_shardings=self._everywhere)
     model = to_dict(self.model.config)
     self.description = {k: v for k, v in model.items() if k != "dtype"}
     state = jax.eval_shape(self._create, jax.random.key(0))
@@ -112,6 +113,13 @@ class RewardNetwork:
     """Update number `index`, on a batch that the host holds."""
     key = named_key(self._config.seed, "reward", index)
     return self._step(network, {}, rules.put(batch, self._by_batch), key)
+
+  def normalise(
+    self, network: NetworkState, mean: np.ndarray, std: np.ndarray
+  ) -> NetworkState:
+    """The model with its members in a unit of their own, see `normalised`."""
+    unit = rules.put((mean, std), self._everywhere)
+    return network.replace(params=self._normalised(network.params, *unit))
 
   def program(self, key: Any, **rows: tuple[int, ...]) -> Program:
     """What a run compiles for the updates.

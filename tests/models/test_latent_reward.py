@@ -172,6 +172,18 @@ def test_caution_takes_off_where_the_members_disagree():
   assert np.isfinite(slope).all()
 
 
+def test_another_unit_is_exact_and_each_members_own():
+  module = LatentReward(LatentRewardConfig(width=8, depth=1, members=3))
+  x0 = _latents(5, 2, 4, 4, 6)
+  variables = _init(module, x0)
+  members = module.apply(variables, x0, method="members")
+  mean, std = np.array([1.0, -20.0, 3.0]), np.array([0.5, 2.0, 10.0])
+  params = latent_reward.normalised(variables["params"], mean, std)
+  found = module.apply({"params": params}, x0, method="members")
+  expected = (members - mean[:, None]) / std[:, None]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   "options, message",
   [

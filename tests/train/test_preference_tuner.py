@@ -24,6 +24,7 @@ from dollar_jax.train.runs import open_model
 from dollar_jax.train.shared_labels import Decoder
 
 PAIRS = 240
+SIZE = LatentRewardConfig(width=16, depth=1)
 
 
 def _brightness(frames):
@@ -60,7 +61,7 @@ def study(tmp_path_factory):
   return folder
 
 
-def _config(file, **changes):
+def _config(file, size=SIZE, **changes):
   settings = {"name": "votes", "votes": (str(file),), "question": "quality"}
   settings |= {"warmup_steps": 120, "batch_size": 32} | changes
   return TrainConfig(
@@ -68,7 +69,7 @@ def _config(file, **changes):
     distill=DistillConfig(reward_weight=1.0),
     reward=RewardConfig(**settings),
     reward_optimizer=OptimizerConfig(learning_rate=3e-3),
-    latent_reward=LatentRewardConfig(width=16, depth=1),
+    latent_reward=size,
   )
 
 
@@ -104,6 +105,26 @@ def test_the_model_knows_what_is_preferred(make_tuner, study):
   x0 = np.asarray(base.codec.encode(fresh.frames))
   guesses = tuner._network.guesses(state.network.params, [(x0, None, None)])
   assert spearman(guesses.mean(axis=0), _brightness(fresh.frames)) > 0.8
+
+
+def test_members_differ_in_what_they_say_and_not_in_their_offsets(
+  make_tuner, study
+):
+  make, _ = make_tuner
+  size = LatentRewardConfig(width=8, depth=1, members=3)
+  tuner = make(_config(study / "votes.json", size, warmup_steps=40))
+  state, _ = tuner.warm_up(tuner.init(), {}, None)
+  values = tuner._values(state.network.params, tuner._fitted + tuner._hidden)
+  np.testing.assert_allclose(values.mean(axis=(1, 2)), 0, atol=1e-4)
+  np.testing.assert_allclose(values.std(axis=(1, 2)), 1, atol=1e-4)
+  assert len(np.unique(values.round(3), axis=0)) == 3
+
+
+def test_prompts_are_embedded_only_where_they_are_read(make_tuner, study):
+  make, _ = make_tuner
+  tuner = make(_config(study / "votes.json"))
+  tuner._encode_text = None  # calling it would fail
+  tuner.init()
 
 
 def test_the_same_seed_holds_out_the_same_pairs(make_tuner, study):
@@ -148,7 +169,7 @@ def test_clips_that_are_not_the_models_are_refused(make_tuner, study, tmp_path):
   content["a"] = str(tmp_path)
   file = tmp_path / "votes.json"
   file.write_text(json.dumps(content))
-  with pytest.raises(ValueError, match="cannot be read as a video"):
+  with pytest.raises(ValueError, match="which was voted on, is not there"):
     make(_config(file)).init()
   for shape, reason in (
     ((16, 32, 32, 3), "has 16 frames of 32x32, which is a latent of"),
