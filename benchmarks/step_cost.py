@@ -39,6 +39,7 @@ from dollar_jax.train.cost import (
   score_ideal,
   student_ideal,
 )
+from dollar_jax.train.distill_task import DistillTask
 from dollar_jax.train.loop import Batches
 from dollar_jax.train.optim import make_optimizer
 from dollar_jax.train.reward_step import make_reward_step
@@ -46,7 +47,6 @@ from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.score_step import make_score_step
 from dollar_jax.train.shared_labels import Decoder
 from dollar_jax.train.student_step import Student, make_student_step
-from dollar_jax.train.tasks import DistillTask
 from dollar_jax.train.teacher_step import make_teacher_step
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "digits"

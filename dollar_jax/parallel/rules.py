@@ -214,6 +214,12 @@ def by_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def placed_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+  """Shape of a random key on every device."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return placed(key, replicated(mesh))
+
+
 def over_all_devices(x: Array, mesh: Mesh) -> Array:
   """Spreads rows [B, ...] over every axis of a mesh that they divide among."""
   axes = [*BATCH_AXES, *(a for a in mesh.axis_names if a not in BATCH_AXES)]

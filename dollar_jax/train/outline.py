@@ -11,8 +11,9 @@ from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.parallel.mesh import check_batch
 from dollar_jax.parallel.rules import by_batch
 from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.distill_task import DistillTask
 from dollar_jax.train.runs import make_task, open_base
-from dollar_jax.train.tasks import DistillTask, TeacherTask
+from dollar_jax.train.teacher_task import TeacherTask
 from dollar_jax.typing import PyTree
 
 

@@ -30,6 +30,7 @@ from dollar_jax.rewards.mixture import get_mixture
 from dollar_jax.train import datasets, metrics
 from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
+from dollar_jax.train.distill_task import DistillTask
 from dollar_jax.train.guard import Guard
 from dollar_jax.train.loop import CONFIG, Batches, fit
 from dollar_jax.train.pixel_reward import PixelReward
@@ -38,7 +39,7 @@ from dollar_jax.train.preference_tuner import PreferenceTuner
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.shared_labels import Decoder
 from dollar_jax.train.student_step import Student
-from dollar_jax.train.tasks import DistillTask, TeacherTask
+from dollar_jax.train.teacher_task import TeacherTask
 from dollar_jax.typing import Params
 
 GUARD_PLOT, CALIBRATION_PLOT = "guard.png", "calibration.png"

@@ -87,7 +87,9 @@ def test_a_second_run_trains_nothing_again(workdir, monkeypatch):
   def refuse(*args, **kwargs):
     raise AssertionError("a finished stage was trained again")
 
-  monkeypatch.setattr("dollar_jax.train.tasks.DistillTask.update", refuse)
+  monkeypatch.setattr(
+    "dollar_jax.train.distill_task.DistillTask.update", refuse
+  )
   assert cli.main(["demo", f"--workdir={workdir}", *FLAGS]) == 0
 
 

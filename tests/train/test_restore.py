@@ -18,7 +18,7 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 from dollar_jax import cli
-from dollar_jax.train.tasks import TeacherTask
+from dollar_jax.train.teacher_task import TeacherTask
 
 EVENTS = (
   "/jax/core/compile/jaxpr_trace_duration",

@@ -1,4 +1,4 @@
-"""The two kinds of training: a teacher, and a few-step student."""
+"""Distillation: a few-step student with its critics."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
-from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.lora import adapter_axes, init_adapters
 from dollar_jax.parallel import rules
 from dollar_jax.train import state as states
-from dollar_jax.train.config import OptimizerConfig, TrainConfig, to_dict
+from dollar_jax.train.config import TrainConfig
+from dollar_jax.train.descriptions import architecture, structure
 from dollar_jax.train.guard import Guard
 from dollar_jax.train.guard_judge import GuardState
 from dollar_jax.train.loop import Batches, Program, named_key
@@ -26,136 +26,8 @@ from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.score_step import make_score_step
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student, make_student_step
-from dollar_jax.train.teacher_step import Step, make_teacher_step
+from dollar_jax.train.teacher_step import Step
 from dollar_jax.typing import Array, Params, PyTree
-
-
-def architecture(denoiser: Denoiser) -> dict[str, Any]:
-  """What decides the shapes of a denoiser's parameters, and their meaning."""
-  config = to_dict(denoiser.config)
-  how = ("dtype", "remat", "attention", "context")
-  config = {k: v for k, v in config.items() if k not in how}
-  process, prediction = denoiser.process.name, denoiser.prediction
-  return {**config, "process": process, "prediction": prediction}
-
-
-def _structure(config: OptimizerConfig) -> dict[str, Any]:
-  """What decides which arrays a network's state has."""
-  return {
-    "name": config.name,
-    "clips": config.clip_norm > 0,
-    "averages": config.ema > 0,
-  }
-
-
-def _placed_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
-  """A random key on every device."""
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return rules.placed(key, rules.replicated(mesh))
-
-
-class TeacherTask:
-  """Trains a denoiser from scratch on real latents.
-
-  Attributes:
-    description: see `loop.Task`.
-    step: the jitted `(state, frozen, batch, key) -> (state, metrics)`.
-  """
-
-  def __init__(
-    self,
-    denoiser: Denoiser,
-    config: TrainConfig,
-    null_prompt: dict[str, np.ndarray],
-    latent_shape: tuple[int, ...],
-    mesh: Mesh,
-  ):
-    """Prepares the step; nothing is compiled yet.
-
-    Args:
-      denoiser: the network.
-      config: the run.
-      null_prompt: `null_text` [S, D], `null_mask` [S], for dropped captions.
-      latent_shape: T, H, W, C.
-      mesh: where it is trained; arrays are put there by `init`.
-    """
-    self._config, self._mesh = config, mesh
-    self._denoiser, self._latent_shape = denoiser, latent_shape
-    self._null_prompt, self._frozen = null_prompt, {}
-    self._optimizer = make_optimizer(config.optimizer, config.steps)
-    everywhere = rules.replicated(mesh)
-    state = jax.eval_shape(self._create, jax.random.key(0))
-    self._shapes = states.placed(state, denoiser.logical_axes, mesh)
-    step = make_teacher_step(
-      denoiser,
-      self._optimizer,
-      config.optimizer,
-      config.data.caption_dropout,
-    )
-    self.step = jax.jit(
-      step,
-      donate_argnums=0,
-      out_shardings=(rules.shardings_of(self._shapes), everywhere),
-    )
-    self.description = {
-      "task": "teacher",
-      "model": architecture(denoiser),
-      "optimizer": _structure(config.optimizer),
-    }
-
-  def init(self) -> NetworkState:
-    """A fresh network."""
-    self._frozen = rules.put(self._null_prompt, rules.replicated(self._mesh))
-    key = named_key(self._config.seed, "init", 0)
-    shardings = rules.shardings_of(self._shapes)
-    return jax.jit(self._create, out_shardings=shardings)(key)
-
-  def _create(self, key: Array) -> NetworkState:
-    text_shape = self._null_prompt["null_text"].shape
-    params = self._denoiser.init(key, self._latent_shape, text_shape)
-    ema = self._config.optimizer.ema > 0
-    return states.create(params, self._optimizer, ema)
-
-  def update(
-    self, state: NetworkState, batches: Batches, index: int
-  ) -> tuple[NetworkState, dict[str, Array]]:
-    """One gradient update."""
-    batch, _ = batches.next()
-    key = named_key(self._config.seed, "teacher", index)
-    return self.step(state, self._frozen, batch, key)
-
-  def to_saved(self, state: NetworkState) -> PyTree:
-    """The state as it is."""
-    return state
-
-  def from_saved(self, saved: PyTree) -> NetworkState:
-    """The state as it is."""
-    return saved
-
-  def ended(self) -> None:
-    """A teacher is trained to the end."""
-
-  def result(self, state: NetworkState) -> Params:
-    """The teacher, averaged."""
-    return state.averaged
-
-  def programs(self, batch: PyTree) -> dict[str, Program]:
-    """What a run compiles, by name; see `Program`.
-
-    Args:
-      batch: shapes of a batch, placed.
-    """
-    everywhere = rules.replicated(self._mesh)
-    frozen = rules.placed(self._null_prompt, everywhere)
-    args = self._shapes, frozen, batch, _placed_key(self._mesh)
-    return {"teacher": Program(self.step, args)}
-
-  def resident(self) -> dict[str, PyTree]:
-    """Shapes of what stays on the devices, by name."""
-    return {"teacher": self._shapes}
-
-  def close(self) -> None:
-    """Nothing runs in the background."""
 
 
 @struct.dataclass
@@ -264,9 +136,8 @@ class DistillTask:
       "model": architecture(student.denoiser),
       "lora_rank": student.lora_rank or None,
       "grid": [float(t) for t in student.grid],
-      "optimizer": _structure(config.optimizer),
-      "score_optimizer": c.vsd_weight > 0
-      and _structure(config.score_optimizer),
+      "optimizer": structure(config.optimizer),
+      "score_optimizer": c.vsd_weight > 0 and structure(config.score_optimizer),
       "reward": tuner is not None and tuner.description,
       "guard": guard and guard.description,
       "policy": policy and policy.description,
@@ -448,7 +319,7 @@ class DistillTask:
     Args:
       batch: shapes of a batch, placed.
     """
-    shapes, key = self._shapes, _placed_key(self._mesh)
+    shapes, key = self._shapes, rules.placed_key(self._mesh)
     student = shapes["student"]
     frozen = rules.placed(self._null_prompt, rules.replicated(self._mesh))
     frozen["teacher"] = shapes["teacher"]
