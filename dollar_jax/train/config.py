@@ -14,14 +14,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dollar_jax.evaluation.votes import QUESTIONS
 from dollar_jax.models.latent_reward import LatentRewardConfig
 from dollar_jax.models.wan import WanConfig
 from dollar_jax.parallel.mesh import MeshConfig
-from dollar_jax.rewards.mixture import VOTES
+from dollar_jax.train.reward_config import (
+  GuardConfig,
+  RewardConfig,
+  check_entry,
+  check_guard,
+  check_reward,
+)
 
 TASKS = ("teacher", "distill")
-LABELLING = ("auto", "inline", "background")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,98 +154,6 @@ class DistillConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardConfig:
-  """The metric, its labelling, and how the latent reward model learns it.
-
-  Attributes:
-    name: a registered reward, "MODULE:FUNCTION", or a sum of several such as
-      "pickscore + 0.5*sharpness", each in its own standard deviations; or
-      "votes", to climb what people preferred.
-    votes: for "votes", the files that `dollar study` made.
-    question: which of its questions counts; empty: all of them.
-    held_out: share of the pairs that were voted on to judge the model by.
-    running: whether mean and deviation of the rewards follow the student's
-      samples; if not, they stay what they were before its first update.
-    timeout: seconds after which a call of a reward is given up; 0 never.
-    retries: further calls after one that gave nothing.
-    every: student updates between refreshes of the latent reward model.
-    real_labels: real samples labelled before the student's, to fit the latent
-      reward model to them first.
-    real_steps: updates of the latent reward model on those.
-    warmup_labels: samples labelled before the first student update.
-    warmup_steps: updates of the latent reward model on those.
-    labels: samples labelled at every refresh.
-    steps: its updates at every refresh.
-    batch_size: labelled samples in one of its updates.
-    capacity: labelled samples kept for replay.
-    labelling: "background" labels on threads while the accelerator trains,
-      "inline" at once, so that a run can be repeated bit by bit; "auto" is
-      inline on CPUs.
-    workers: those threads.
-    max_age: updates after which a label in the background is waited for.
-    max_failures: failed calls of the reward in a row that stop the run.
-  """
-
-  name: str = "jpeg_compressibility"
-  votes: tuple[str, ...] = ()
-  question: str = ""
-  held_out: float = 0.2
-  running: bool = False
-  timeout: float = 0.0
-  retries: int = 0
-  every: int = 10
-  real_labels: int = 0
-  real_steps: int = 0
-  warmup_labels: int = 512
-  warmup_steps: int = 200
-  labels: int = 128
-  steps: int = 20
-  batch_size: int = 64
-  capacity: int = 1024
-  labelling: str = "auto"
-  workers: int = 1
-  max_age: int = 50
-  max_failures: int = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class GuardConfig:
-  """When a run that climbs a reward is stopped, see `train.guard`.
-
-  Falls are in standard deviations of single clips at the start, and count only
-  if they exceed three standard errors too. Those of all clips together are
-  shares of the start's, which must lie outside of the 95 % interval.
-
-  Attributes:
-    every: student updates between looks at its clips; 0 never looks.
-    samples: clips of a look.
-    watch: rewards that are not optimised and must not fall; "-NAME" where less
-      is better.
-    features: extractor for the Fréchet distance to the data set's clips and
-      the diversity within a prompt: "digits" or "MODULE:FUNCTION", see
-      `rewards.features`; empty: neither is watched.
-    reward_fall: how far the true reward may fall from its best.
-    watch_fall: how far a watched reward may fall from its start.
-    frechet_rise: how far the Fréchet distance may rise, as a share.
-    diversity_fall: how far the diversity may fall, as a share.
-    patience: looks in a row beyond a limit after which the run ends.
-    keep_best: whether the best student is the result of a run that was not
-      stopped, too; of one that was, it always is.
-  """
-
-  every: int = 0
-  samples: int = 128
-  watch: tuple[str, ...] = ()
-  features: str = ""
-  reward_fall: float = 0.5
-  watch_fall: float = 1.0
-  frechet_rise: float = 1.0
-  diversity_fall: float = 0.2
-  patience: int = 1
-  keep_best: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """When state is saved.
 
@@ -324,43 +236,42 @@ class TrainConfig:
   tensorboard: bool = False
 
   def __post_init__(self):
-    _check(self.task in TASKS, "task", self.task, f"one of {TASKS}")
-    _check(self.steps >= 1, "steps", self.steps, "at least 1")
-    _check(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
-    _check(self.log_every >= 1, "log_every", self.log_every, "at least 1")
-    _check(self.shift > 0, "shift", self.shift, "above 0")
-    _check(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 or more")
+    check_entry(self.task in TASKS, "task", self.task, f"one of {TASKS}")
+    check_entry(self.steps >= 1, "steps", self.steps, "at least 1")
+    check_entry(0 <= self.seed < 2**32, "seed", self.seed, "0 to 2**32 - 1")
+    check_entry(self.log_every >= 1, "log_every", self.log_every, "at least 1")
+    check_entry(self.shift > 0, "shift", self.shift, "above 0")
+    check_entry(self.lora_rank >= 0, "lora_rank", self.lora_rank, "0 or more")
     alone = self.task == "distill" or not self.lora_rank
-    _check(alone, "lora_rank", self.lora_rank, "0 for a teacher")
+    check_entry(alone, "lora_rank", self.lora_rank, "0 for a teacher")
     for name in ("every", "keep"):
       value = getattr(self.checkpoint, name)
-      _check(value >= 1, f"checkpoint.{name}", value, "at least 1")
+      check_entry(value >= 1, f"checkpoint.{name}", value, "at least 1")
     minutes = self.checkpoint.minutes
-    _check(0 <= minutes < math.inf, "checkpoint.minutes", minutes, "0 or more")
+    check_entry(
+      0 <= minutes < math.inf, "checkpoint.minutes", minutes, "0 or more"
+    )
     for name in ("dtype", "frozen_dtype"):
       value = getattr(self, name)
       allowed = ("float32", "bfloat16")
-      _check(value in allowed, name, value, f"one of {allowed}")
+      check_entry(value in allowed, name, value, f"one of {allowed}")
     batch, drop = self.data.batch_size, self.data.caption_dropout
-    _check(batch >= 1, "data.batch_size", batch, "at least 1")
-    _check(0 <= drop <= 1, "data.caption_dropout", drop, "between 0 and 1")
+    check_entry(batch >= 1, "data.batch_size", batch, "at least 1")
+    check_entry(0 <= drop <= 1, "data.caption_dropout", drop, "between 0 and 1")
     _check_optimizer(self.optimizer, "optimizer", batch, "data")
     clip = self.data.clip
     fits = len(clip) in (0, 3) and all(size >= 1 for size in clip)
-    _check(fits, "data.clip", clip, "empty, or frames, height and width")
+    check_entry(fits, "data.clip", clip, "empty, or frames, height and width")
     source = "a folder of prepared latents, or 'moving_digits'"
-    _check(bool(self.data.source), "data.source", self.data.source, source)
+    check_entry(bool(self.data.source), "data.source", self.data.source, source)
     if self.task == "distill":
       teacher = "a model folder, a run, or 'embedded'"
-      _check(bool(self.teacher), "teacher", self.teacher, teacher)
+      check_entry(bool(self.teacher), "teacher", self.teacher, teacher)
       _check_distill(self.distill)
       _check_optimizer(self.score_optimizer, "score_optimizer", batch, "data")
-      if self.distill.climbing:
-        _check_reward(self.reward)
-        _check_votes(self.reward, self.distill)
-        seen = not self.reward.votes or self.guard.watch or not self.guard.every
-        want = "given, as votes say nothing of new clips"
-        _check(seen, "guard.watch", self.guard.watch, want)
+      climbing = self.distill.climbing
+      if climbing:
+        check_reward(self.reward, climbing)
       if self.distill.reward_weight:
         batch = self.reward.batch_size
         optimizer = self.reward_optimizer
@@ -368,69 +279,26 @@ class TrainConfig:
         # or its metrics would fall between the lines that are logged
         every = self.reward.every
         want = f"a multiple of log_every ({self.log_every})"
-        _check(every % self.log_every == 0, "reward.every", every, want)
-      every, climbing = self.guard.every, self.distill.climbing
-      want = "0, as no weight of config.distill climbs a reward"
-      _check(climbing or not every, "guard.every", every, want)
-      _check_guard(self.guard, self.log_every)
-
-
-def _check(good: bool, name: str, value: Any, want: str) -> None:
-  if not good:
-    raise ValueError(f"config.{name} is {value!r}; it must be {want}")
+        check_entry(every % self.log_every == 0, "reward.every", every, want)
+      check_guard(self.guard, self.reward, climbing, self.log_every)
 
 
 def _check_optimizer(
   o: OptimizerConfig, name: str, batch: int, group: str
 ) -> None:
-  _check(o.learning_rate >= 0, f"{name}.learning_rate", o.learning_rate, ">= 0")
-  _check(0 <= o.ema < 1, f"{name}.ema", o.ema, "0 to below 1")
+  check_entry(
+    o.learning_rate >= 0, f"{name}.learning_rate", o.learning_rate, ">= 0"
+  )
+  check_entry(0 <= o.ema < 1, f"{name}.ema", o.ema, "0 to below 1")
   split = o.accumulate
-  _check(split >= 1, f"{name}.accumulate", split, "at least 1")
+  check_entry(split >= 1, f"{name}.accumulate", split, "at least 1")
   want = f"a multiple of {name}.accumulate ({split})"
-  _check(batch % split == 0, f"{group}.batch_size", batch, want)
-
-
-def _check_reward(r: RewardConfig) -> None:
-  known = f"one of {LABELLING}"
-  _check(r.labelling in LABELLING, "reward.labelling", r.labelling, known)
-  for field in dataclasses.fields(r):
-    value = getattr(r, field.name)
-    if type(value) in (int, float):
-      fitted = ("warmup", "real", "held_out")
-      free = field.name.startswith(fitted) or not field.default
-      least = 0 if free else 1
-      good = least <= value < math.inf
-      _check(good, f"reward.{field.name}", value, f">= {least}")
-
-
-def _check_votes(r: RewardConfig, d: DistillConfig) -> None:
-  named = r.name == VOTES
-  want = "given if, and only if, config.reward.name is 'votes'"
-  _check(named == bool(r.votes), "reward.votes", r.votes, want)
-  known = ("", *QUESTIONS)
-  _check(r.question in known, "reward.question", r.question, f"one of {known}")
-  _check(0 <= r.held_out < 1, "reward.held_out", r.held_out, "0 to below 1")
-  alone = not named or d.climbing == ("reward_weight",)
-  want = "climbed by reward_weight alone where it is 'votes'"
-  _check(alone, "reward.name", r.name, want)
-
-
-def _check_guard(g: GuardConfig, log_every: int) -> None:
-  want = f"0, or a multiple of log_every ({log_every})"
-  good = g.every >= 0 and g.every % log_every == 0
-  _check(good, "guard.every", g.every, want)
-  for name, least in (("samples", 2), ("patience", 1)):
-    value = getattr(g, name)
-    _check(value >= least, f"guard.{name}", value, f"at least {least}")
-  for name in ("reward_fall", "watch_fall", "frechet_rise", "diversity_fall"):
-    value = getattr(g, name)
-    _check(0 <= value < math.inf, f"guard.{name}", value, "0 or more")
+  check_entry(batch % split == 0, f"{group}.batch_size", batch, want)
 
 
 def _check_distill(d: DistillConfig) -> None:
   def check(good: bool, name: str, want: str) -> None:
-    _check(good, f"distill.{name}", getattr(d, name), want)
+    check_entry(good, f"distill.{name}", getattr(d, name), want)
 
   check(d.num_steps >= 1, "num_steps", "at least 1")
   check(d.grid_shift >= 0, "grid_shift", "above 0, or 0 for the model's own")

@@ -10,7 +10,7 @@ from dollar_jax.evaluation.intervals import Estimate
 from dollar_jax.losses.reward import weighted_sum
 from dollar_jax.rewards.mixture import Mixture
 from dollar_jax.train import guard_sets
-from dollar_jax.train.config import GuardConfig
+from dollar_jax.train.reward_config import GuardConfig
 from dollar_jax.typing import Params
 
 _CLEAR = 3.0

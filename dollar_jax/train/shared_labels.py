@@ -10,9 +10,9 @@ from dollar_jax.parallel import processes, rules
 from dollar_jax.parallel.mesh import make_mesh
 from dollar_jax.rewards.mixture import Mixture
 from dollar_jax.rewards.scoring import Patience
-from dollar_jax.train.config import RewardConfig
 from dollar_jax.train.labels import LabelCounts, LabelledBatch, Labeller
 from dollar_jax.train.loop import Program
+from dollar_jax.train.reward_config import RewardConfig
 from dollar_jax.typing import Array
 
 
