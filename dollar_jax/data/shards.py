@@ -22,6 +22,8 @@ from tensorflow_datasets.core import (
   naming,
 )
 
+from dollar_jax.files import write_text
+
 DTYPES = ("float32", "bfloat16", "float16")
 """How latents and text embeddings may be stored."""
 
@@ -123,7 +125,7 @@ class Shards:
       if part.exists():
         writer.close()
         part.unlink()
-    write_whole(
+    write_text(
       self._note(index),
       json.dumps(notes | {"examples": count, "bytes": size}) + "\n",
     )
@@ -231,14 +233,6 @@ class AsFloat32:
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     return map(self.__getitem__, range(len(self)))
-
-
-def write_whole(file: Path, text: str) -> None:
-  """Writes a text file, whole or not at all; makes the folder it is in."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  part = file.with_name(f".{file.name}.part")
-  part.write_text(text, encoding="utf-8")
-  part.replace(file)
 
 
 def deal(count: int, size: int) -> list[range]:

@@ -73,11 +73,8 @@ def read_sources(videos: str | os.PathLike) -> list[Source]:
         'videos, a line each: {"file_name": "a.mp4", "text": "its caption"}'
       )
     file = files[0]
-  try:
-    text = file.read_text(encoding="utf-8-sig")
-  except UnicodeDecodeError:
-    raise ValueError(f"{file} is no UTF-8 text; convert it") from None
-  rows = _csv_rows(file, text) if file.suffix == ".csv" else _rows(file, text)
+  read = _read_csv if file.suffix == ".csv" else read_metadata
+  rows = read(file)
   if not rows:
     raise ValueError(f"{file} lists no video; add a line for each")
   return [Source(name, text, file.parent / name) for name, text in rows]
@@ -136,9 +133,14 @@ def sift(
   return kept, skipped
 
 
-def _rows(file: Path, text: str) -> list[tuple[str, str]]:
+def read_metadata(file: Path) -> list[tuple[str, str]]:
+  """File names and captions of a metadata.jsonl.
+
+  Raises:
+    ValueError: if a line is not understood.
+  """
   rows = []
-  for number, line in enumerate(text.split("\n"), 1):
+  for number, line in enumerate(_text(file).split("\n"), 1):
     if not line.strip():
       continue
     try:
@@ -155,8 +157,15 @@ def _rows(file: Path, text: str) -> list[tuple[str, str]]:
   return rows
 
 
-def _csv_rows(file: Path, text: str) -> list[tuple[str, str]]:
-  reader = csv.DictReader(text.splitlines(keepends=True))
+def _text(file: Path) -> str:
+  try:
+    return file.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError:
+    raise ValueError(f"{file} is no UTF-8 text; convert it") from None
+
+
+def _read_csv(file: Path) -> list[tuple[str, str]]:
+  reader = csv.DictReader(_text(file).splitlines(keepends=True))
   absent = [n for n in _NEEDED if n not in (reader.fieldnames or ())]
   if absent:
     raise ValueError(
@@ -182,13 +191,11 @@ def read_prompts(file: str | os.PathLike) -> list[str]:
     ValueError: if there is no such file, or no prompt in it.
   """
   try:
-    lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    lines = _text(Path(file)).splitlines()
   except OSError:
     raise ValueError(
       f"{file} cannot be read; give a file with one prompt a line"
     ) from None
-  except UnicodeDecodeError:
-    raise ValueError(f"{file} is no UTF-8 text; convert it") from None
   prompts = [line.strip() for line in lines if line.strip()]
   if not prompts:
     raise ValueError(f"{file} holds no prompt; write one a line")

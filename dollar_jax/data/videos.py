@@ -1,6 +1,5 @@
 """mp4 files in and out, through PyAV."""
 
-import json
 import os
 import re
 from fractions import Fraction
@@ -8,6 +7,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+
+from dollar_jax.data.sources import read_metadata
+from dollar_jax.files import written_whole
 
 _CRF = "10"  # near lossless: an evaluation reads what was written
 
@@ -39,22 +41,19 @@ def write_video(
     )
   if not 0 < fps < float("inf"):
     raise ValueError(f"fps is {fps}; it must be above 0, e.g. 8")
-  path = Path(path)
-  part = path.with_name(f".{path.name}.part.mp4")
-  try:
-    with av.open(str(part), "w") as container:
-      rate = Fraction(fps).limit_denominator(1000)
-      stream = container.add_stream("libx264", rate=rate)
-      stream.height, stream.width = frames.shape[1:3]
-      stream.pix_fmt = "yuv420p"
-      stream.options = {"crf": _CRF, "preset": "medium"}
-      for frame in frames:
-        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-        container.mux(stream.encode(picture))
-      container.mux(stream.encode())
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+  with (
+    written_whole(path, ".mp4") as part,
+    av.open(str(part), "w") as container,
+  ):
+    rate = Fraction(fps).limit_denominator(1000)
+    stream = container.add_stream("libx264", rate=rate)
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    stream.options = {"crf": _CRF, "preset": "medium"}
+    for frame in frames:
+      picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+      container.mux(stream.encode(picture))
+    container.mux(stream.encode())
 
 
 def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
@@ -107,24 +106,8 @@ def list_videos(folder: str | os.PathLike) -> list[tuple[Path, str]]:
   if not files:
     raise ValueError(f"{folder} holds no .mp4 file; give a folder of videos")
   metadata = folder / "metadata.jsonl"
-  known = _read_prompts(metadata) if metadata.exists() else {}
+  known = dict(read_metadata(metadata)) if metadata.exists() else {}
   return [
     (file, known.get(file.name, re.sub(r"-\d+$", "", file.stem)))
     for file in files
   ]
-
-
-def _read_prompts(path: Path) -> dict[str, str]:
-  prompts = {}
-  for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-      prompts[row["file_name"]] = row["text"]
-    except (KeyError, TypeError, json.JSONDecodeError):
-      raise ValueError(
-        f"line {number} of {path} is not understood; write each line as "
-        '{"file_name": "a.mp4", "text": "its caption"}'
-      ) from None
-  return prompts

@@ -18,7 +18,6 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import matplotlib as mpl
@@ -26,6 +25,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 
 from dollar_jax.evaluation import mosaic, page, plots
+from dollar_jax.files import written_whole
 
 _CELL = 128  # pixels that a small clip is enlarged to
 _INTERVAL = "_interval"
@@ -241,13 +241,8 @@ def write_report(
     style=page.STYLE,
     script=page.SCRIPT,
   )
-  path = Path(path)
-  part = path.with_name(f".{path.name}.part")
-  try:
+  with written_whole(path) as part:
     part.write_text(whole, encoding="utf-8")
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
 
 
 def _escaped(text: Any) -> str:

@@ -54,7 +54,7 @@ def scores(results: Mapping[str, float]) -> dict[str, float]:
   named: dict[str, float] = {}
   faults = []
   for name, value in results.items():
-    key = " ".join(name.replace("_", " ").lower().split())
+    key = plain_name(name)
     if key not in RANGES:
       faults.append(f"{name!r} is not a dimension of VBench")
     elif key in named:
@@ -90,6 +90,11 @@ def scores(results: Mapping[str, float]) -> dict[str, float]:
     "semantic": 100 * semantic,
     "total": 100 * total,
   }
+
+
+def plain_name(name: str) -> str:
+  """A dimension's name as `RANGES` has it, of "Subject_Consistency"."""
+  return " ".join(name.replace("_", " ").lower().split())
 
 
 def _weighted_mean(scaled: Mapping[str, float], keys: tuple[str, ...]) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dollar_jax.files import write_text
 from dollar_jax.interop.buckets import is_remote, on_disk
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -59,14 +60,12 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
   """Writes a JSON object, whole or not at all; makes the folder it is in."""
-  file.parent.mkdir(parents=True, exist_ok=True)
   text = json.dumps(content, indent=2) + "\n"
   if is_remote(file):  # an object is there once it is whole
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    return
-  part = file.with_name(f".{file.name}.part")
-  part.write_text(text, encoding="utf-8")
-  part.replace(file)
+  else:
+    write_text(file, text)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -146,8 +146,10 @@ def clip_size(
   if isinstance(codec, LinearVAE):
     i, j, k = codec.patch
     return time * i, height * j, width * k
-  side = codec.size.pixels_per_latent
-  frames = (time - 1) * codec.size.frames_per_latent + 1
+  side, step = codec.size.pixels_per_latent, codec.size.frames_per_latent
+  frames = (time - 1) * step + 1
+  if not codec.size.codes(frames):  # CogVideoX's even numbers of latents
+    frames = time * step
   return frames, height * side, width * side
 
 

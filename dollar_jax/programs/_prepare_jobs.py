@@ -1,7 +1,6 @@
 """What `dollar prepare` has to make, from its flags."""
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from dollar_jax.interop import parts
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.parallel import processes
 from dollar_jax.programs import _prepare_set as sets
+from dollar_jax.programs._flags import parse_video_size
 from dollar_jax.programs._prepare_clips import (
   ClipMaker,
   fit_codec,
@@ -170,7 +170,9 @@ def make_prompts_job(values: flags.FlagValues) -> Job:
     recipe = recipe.as_teacher(steps, guidance)
     if values.video_size:
       _check_parts(values.model, codec=codec)
-      recipe = recipe.of_size(codec.latent_shape(*_size(values.video_size)))
+      recipe = recipe.of_size(
+        codec.latent_shape(*parse_video_size(values.video_size))
+      )
     model = model.with_params(model.params, recipe)
     shape = recipe.latent_shape
     plan["synthesize"] = {
@@ -204,16 +206,6 @@ def _check_parts(model: str, **found: Any) -> None:
       )
 
 
-def _size(text: str) -> tuple[int, int, int]:
-  match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
-  if match is None:
-    raise ValueError(
-      f"--video_size={text} is no size; give frames, height and width, such "
-      "as 81x480x832"
-    )
-  return tuple(map(int, match.groups()))
-
-
 def _own_form(codec: Any, recipe: Any) -> ClipForm:
   """The clips that a model makes by itself."""
   return ClipForm(*parts.clip_size(codec, recipe.latent_shape), recipe.fps)
@@ -222,7 +214,7 @@ def _own_form(codec: Any, recipe: Any) -> ClipForm:
 def _form(values: flags.FlagValues, usual: ClipForm) -> ClipForm:
   form = usual
   if values.video_size:
-    form = ClipForm(*_size(values.video_size), form.fps)
+    form = ClipForm(*parse_video_size(values.video_size), form.fps)
   if values.fps is not None:
     form = dataclasses.replace(form, fps=values.fps)
   return form

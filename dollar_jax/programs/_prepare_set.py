@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dollar_jax.data import shards
 from dollar_jax.data.sources import Skipped
+from dollar_jax.files import write_text
 from dollar_jax.interop.folders import read_json
 from dollar_jax.parallel import processes
 
@@ -77,7 +78,7 @@ def agree_on(out: Path, plan: dict[str, Any]) -> None:
           "another --out"
         )
   elif processes.is_first():
-    shards.write_whole(out / PLAN, json.dumps(plan, indent=2) + "\n")
+    write_text(out / PLAN, json.dumps(plan, indent=2) + "\n")
   processes.wait_for_all("plan")
 
 
@@ -112,7 +113,7 @@ def write_shards(
 def write_skipped(out: Path, rows: Sequence[dict[str, Any]]) -> None:
   """Writes what was skipped, a line each."""
   lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-  shards.write_whole(out / SKIPPED, "".join(lines))
+  write_text(out / SKIPPED, "".join(lines))
 
 
 def check_share(
@@ -158,7 +159,7 @@ def write_sources(
       row = {"file_name": name, "sha256": hashes[name], "clips": clips}
       row["shard"] = shard
       lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-  shards.write_whole(out / SOURCES, "".join(lines))
+  write_text(out / SOURCES, "".join(lines))
 
 
 def psnr(notes: Sequence[dict[str, Any]]) -> float | None:

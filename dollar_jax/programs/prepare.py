@@ -24,6 +24,7 @@ from dollar_jax.interop import parts
 from dollar_jax.interop.buckets import on_disk
 from dollar_jax.parallel import distributed, processes
 from dollar_jax.programs import _prepare_set as sets
+from dollar_jax.programs._flags import define_processes, processes_of
 from dollar_jax.programs._prepare_jobs import (
   Job,
   make_prompts_job,
@@ -137,18 +138,7 @@ flags.DEFINE_float(
   1.0,
   flag_values=FLAGS,
 )
-flags.DEFINE_string(
-  "coordinator",
-  None,
-  "HOST:PORT at which process 0 listens, where no cluster tells.",
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-  "num_processes", None, "Processes in all.", flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  "process_id", None, "Which of them, from 0.", flag_values=FLAGS
-)
+define_processes(FLAGS)
 
 _DESCRIPTION = "Latents, text embeddings and prompts, made by dollar prepare."
 
@@ -161,8 +151,7 @@ def main(values: flags.FlagValues) -> None:
     OSError: if OUT cannot be written, or the processes lose each other.
   """
   _check_flags(values)
-  where = values.coordinator, values.num_processes, values.process_id
-  with distributed.joined(*where):
+  with distributed.joined(*processes_of(values)):
     out = on_disk(values.out).resolve()
     sets.check_out(out)
     out.mkdir(parents=True, exist_ok=True)

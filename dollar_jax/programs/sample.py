@@ -12,7 +12,6 @@ import collections
 import dataclasses
 import json
 import os
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,10 @@ from tqdm import tqdm
 
 from dollar_jax.data.videos import video_name, write_video
 from dollar_jax.diffusion.timesteps import student_grid
+from dollar_jax.files import written_whole
 from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.pipeline import Pipeline
+from dollar_jax.programs._flags import parse_video_size
 from dollar_jax.train.runs import open_model
 
 FLAGS = flags.FlagValues()
@@ -154,18 +155,13 @@ def choose_size(model: Pipeline, size: str | None) -> Pipeline:
   """
   if size is None:
     return model
-  match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size)
-  if match is None:
-    raise ValueError(
-      f"--video_size={size} is no size; give frames, height and width, such "
-      "as 81x480x832"
-    )
+  frames, height, width = parse_video_size(size)
   if model.codec is None:
     raise ValueError(
       f"--video_size={size} needs the model's autoencoder, which says how "
       "large its latents are; copy vae/ into the folder"
     )
-  shape = model.codec.latent_shape(*map(int, match.groups()))
+  shape = model.codec.latent_shape(frames, height, width)
   return model.with_params(model.params, model.recipe.of_size(shape))
 
 
@@ -241,13 +237,8 @@ def _files(video: Path, model: Pipeline, save_latents: bool) -> list[Path]:
 
 def _write_latents(path: Path, latents: np.ndarray) -> None:
   """Writes an .npy file; it appears whole or not at all."""
-  part = path.with_name(f".{path.name}.part")
-  try:
-    with part.open("wb") as file:
-      np.save(file, latents)
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
+  with written_whole(path) as part, part.open("wb") as file:
+    np.save(file, latents)
 
 
 def _write_metadata(out: Path, rows: list[tuple[Path, str]]) -> None:

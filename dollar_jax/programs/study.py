@@ -21,6 +21,7 @@ from dollar_jax.data.videos import list_videos
 from dollar_jax.evaluation.study import last_words, summarise
 from dollar_jax.evaluation.study_page import Pair, study_page
 from dollar_jax.evaluation.votes import QUESTIONS, read_votes
+from dollar_jax.files import write_text
 from dollar_jax.interop.folders import write_json
 
 FLAGS = flags.FlagValues()
@@ -100,14 +101,11 @@ def _build(values: flags.FlagValues) -> None:
   names = str(folders[0]), str(folders[1])
   questions = list(dict.fromkeys(values.questions))
   page = study_page(content, names, questions, values.seed)
-  out = Path(values.out)
-  out.mkdir(parents=True, exist_ok=True)
-  part = out / f".{PAGE}.part"
-  part.write_text(page, encoding="utf-8")
-  part.replace(out / PAGE)
+  file = Path(values.out) / PAGE
+  write_text(file, page)
   left_out = f"; {alone} clips have no counterpart" if alone else ""
   print(
-    f"{out / PAGE} asks {len(pairs) * len(questions)} questions on "
+    f"{file} asks {len(pairs) * len(questions)} questions on "
     f"{len(pairs)} pairs{left_out}"
   )
 

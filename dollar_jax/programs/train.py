@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dollar_jax.parallel import distributed
+from dollar_jax.programs._flags import define_processes, processes_of
 from dollar_jax.train.config import from_config_dict
 from dollar_jax.train.runs import train
 
@@ -28,25 +29,7 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
   "workdir", None, "Folder of the run.", required=True, flag_values=FLAGS
 )
-flags.DEFINE_string(
-  "coordinator",
-  None,
-  "HOST:PORT at which process 0 listens, where no cluster tells.",
-  flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-  "num_processes", None, "Processes of the run.", flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  "process_id", None, "Which of them this is, from 0.", flag_values=FLAGS
-)
-flags.DEFINE_integer(
-  "start_seconds",
-  300,
-  "How long to wait for the other processes.",
-  lower_bound=1,
-  flag_values=FLAGS,
-)
+define_processes(FLAGS)
 flags.DEFINE_bool("progress", True, "Show a progress bar.", flag_values=FLAGS)
 
 
@@ -61,10 +44,5 @@ def main(values: flags.FlagValues) -> None:
   if values.config is None:
     raise ValueError("no --config given; name one, e.g. a file in configs/")
   config = from_config_dict(values.config.to_dict())
-  with distributed.joined(
-    values.coordinator,
-    values.num_processes,
-    values.process_id,
-    values.start_seconds,
-  ):
+  with distributed.joined(*processes_of(values)):
     train(config, values.workdir, values.progress)

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from dollar_jax.evaluation.vbench import RANGES, scores
+from dollar_jax.evaluation.vbench import RANGES, plain_name, scores
 from dollar_jax.evaluation.vbench_published import DIMENSIONS, RESULTS
 from dollar_jax.interop.folders import write_json
 
@@ -45,8 +45,7 @@ def main(values: flags.FlagValues) -> None:
   results = read_results([Path(name) for name in values.results])
   found = scores(results)
   if values.out:
-    dimensions = {_plain(name): value for name, value in results.items()}
-    write_json(Path(values.out), found | {"dimensions": dimensions})
+    write_json(Path(values.out), found | {"dimensions": results})
   print(table(results, found))
 
 
@@ -66,7 +65,7 @@ def read_results(paths: Sequence[Path]) -> dict[str, float]:
   origin: dict[str, Path] = {}
   for file in files:
     for name, value in _read(file).items():
-      plain = _plain(name)
+      plain = plain_name(name)
       if plain in origin:
         raise ValueError(
           f"{plain} stands in {origin[plain]} and in {file}; give the results "
@@ -117,11 +116,6 @@ def _number(value: Any) -> float | None:
     return None if isinstance(value, bool) else float(value)
   except (TypeError, ValueError):
     return None
-
-
-def _plain(name: str) -> str:
-  """A dimension as `RANGES` has it."""
-  return " ".join(name.replace("_", " ").lower().split())
 
 
 def table(results: dict[str, float], found: dict[str, float]) -> str:

@@ -38,6 +38,11 @@ RewardFn = Callable[[np.ndarray, list[str]], Any]
 _REGISTRY: dict[str, "Reward"] = {}
 
 
+def no_condition(prompts: list[str]) -> np.ndarray:
+  """What a reward knows of prompts that it does not read, [B, 0]."""
+  return np.zeros((len(prompts), 0), np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Differentiable:
   """A reward as JAX can differentiate it.
@@ -52,9 +57,7 @@ class Differentiable:
 
   params: PyTree
   fn: Callable[[PyTree, Array, Array], Array]
-  condition: Callable[[list[str]], np.ndarray] = lambda prompts: np.zeros(
-    (len(prompts), 0), np.float32
-  )
+  condition: Callable[[list[str]], np.ndarray] = no_condition
   width: int = 0
 
 

@@ -29,11 +29,12 @@ from dollar_jax.rewards.base import (
   Differentiable,
   MakeDifferentiable,
   RewardFn,
+  no_condition,
   register,
 )
-from dollar_jax.rewards.clip_network import (
+from dollar_jax.rewards.clip_features import (
   PrepareFn,
-  clip_network,
+  clip_features,
   clip_shapes,
 )
 from dollar_jax.typing import Array, PyTree
@@ -107,10 +108,10 @@ def _through_clip(
 
   def make(dtype: str, shapes: bool) -> Differentiable:
     if shapes:
-      config, condition = VIT_H_14, Differentiable.condition
-      params = clip_shapes(VIT_H_14)
+      config, params = VIT_H_14, clip_shapes(VIT_H_14)
+      condition = no_condition  # nobody asks
     else:
-      network = clip_network(source.find(), prepare=prepare)
+      network = clip_features(source.find(), prepare=prepare)
       config, condition = network.config, network.read
       params = network.params
     module = CLIP(dataclasses.replace(config, dtype=dtype))
@@ -155,7 +156,7 @@ def pickscore(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   Raises:
     ValueError: if the weights or transformers are missing.
   """
-  network = clip_network(PICKSCORE.find())
+  network = clip_features(PICKSCORE.find())
   return network.logit_scale * network.fit(frames, prompts)
 
 
@@ -185,7 +186,7 @@ def hpsv2(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   Raises:
     ValueError: if the weights or transformers are missing.
   """
-  return clip_network(HPSV2.find(), prepare=letterbox).fit(frames, prompts)
+  return clip_features(HPSV2.find(), prepare=letterbox).fit(frames, prompts)
 
 
 @register("aesthetic", kind="image", num_frames=FRAMES)
@@ -209,7 +210,7 @@ def aesthetic(frames: np.ndarray, prompts: list[str]) -> np.ndarray:
   """
   del prompts
   path = AESTHETIC.find()
-  network = clip_network(_vision_of(path), texts=False)
+  network = clip_features(_vision_of(path), texts=False)
   score = network.look(frames)
   for kernel, bias in _head(path, score.shape[-1]):
     score = score @ kernel + bias

@@ -10,6 +10,7 @@ fallen from its best, or what is watched from its start, further than allowed,
 the run ends there, and the best student is its result.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from dollar_jax.train.labels import LabelledBatch
 from dollar_jax.train.loop import Batches, Program, named_key
 from dollar_jax.train.shared_labels import Decoder, SharedLabeller
 from dollar_jax.train.student_step import Student
-from dollar_jax.typing import Params, PyTree
+from dollar_jax.typing import Array, Params, PyTree
 
 
 class Guard:
@@ -156,35 +157,40 @@ class Guard:
   def _real_features(self, batches: Batches) -> np.ndarray:
     """Features [N, D] of clips of the data set, decoded as samples are."""
     if self._real is None:
-      drawn, size = 0, self._config.data.batch_size
       scores = guard_sets.WithFeatures(self._features)
       labeller = SharedLabeller(self.decoder, scores, self._config.reward)
-      while drawn < self._settings.samples:
-        batch, prompts = batches.next()
-        x0 = batch["latents"]
-        text = batch["text"], batch["text_mask"]
-        labeller.submit(0, x0, *text, batches.all_prompts(prompts))
-        drawn += len(x0)
-      found = labeller.collect(np.inf, size)
+      real, _ = self._score(labeller, batches, 0, lambda b, _: b["latents"])
       labeller.close()
-      self._real = np.concatenate([batch.values for batch in found])
+      self._real = np.concatenate([batch.values for batch in real])
     return self._real
 
   def _label(
     self, sampler: Params, batches: Batches, step: int
   ) -> tuple[list[LabelledBatch], list[str]]:
-    """Scored clips, and their prompts."""
-    drawn, size, asked = 0, self._config.data.batch_size, []
+    """Scored clips of the student, and their prompts."""
+
+    def draw(batch: PyTree, drawn: int) -> Array:
+      key = named_key(self._config.seed, "guard", 0, drawn)
+      return self._draw(sampler, batch, key)
+
+    return self._score(self._labeller, batches, step, draw)
+
+  def _score(
+    self,
+    labeller: SharedLabeller,
+    batches: Batches,
+    step: int,
+    draw: Callable[[PyTree, int], Array],
+  ) -> tuple[list[LabelledBatch], list[str]]:
+    """Scores what `draw` makes of batches and how many clips came before."""
+    drawn, asked = 0, []
     while drawn < self._settings.samples:
       batch, prompts = batches.next()
-      key = named_key(self._config.seed, "guard", 0, drawn)
-      x0 = self._draw(sampler, batch, key)
-      prompts = batches.all_prompts(prompts)
-      text = batch["text"], batch["text_mask"]
-      self._labeller.submit(step, x0, *text, prompts)
+      x0, prompts = draw(batch, drawn), batches.all_prompts(prompts)
+      labeller.submit(step, x0, batch["text"], batch["text_mask"], prompts)
       asked += prompts
       drawn += len(x0)
-    return self._labeller.collect(np.inf, size), asked
+    return labeller.collect(np.inf, self._config.data.batch_size), asked
 
   def restored(self, state: GuardState) -> None:
     """Goes on from a checkpoint."""

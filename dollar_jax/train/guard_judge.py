@@ -1,6 +1,5 @@
 """What a guard makes of what it sees: the best student, what has fallen."""
 
-import types
 from collections.abc import Mapping
 
 import numpy as np
@@ -65,7 +64,7 @@ class Judge:
     known: GuardState,
     values: np.ndarray,
     step: int,
-    sets: Mapping[str, Estimate] = types.MappingProxyType({}),
+    sets: Mapping[str, Estimate] | None = None,
   ) -> tuple[GuardState, dict[str, float]]:
     """Judges a look.
 
@@ -73,12 +72,13 @@ class Judge:
       known: before it, without the parameters.
       values: [N, M + G], of the clips; NaN where there is none.
       step: updates of the student.
-      sets: what all clips are together, see `guard_sets.measure`.
+      sets: what all clips are together, see `guard_sets.measure`, if that is
+        watched.
 
     Returns:
       What is known then, and metrics, see `Guard.look`.
     """
-    settings, first = self._settings, known.best_step == NEVER
+    settings, first, sets = self._settings, known.best_step == NEVER, sets or {}
     count = self._optimised
     weights = np.array(self._mixture.weights, np.float32)
     start = values if first else known.start

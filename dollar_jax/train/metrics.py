@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from dollar_jax.files import write_text
 from dollar_jax.interop.buckets import is_remote, place
 
 _SECONDS = 60
@@ -42,9 +43,7 @@ class MetricsLog:
       self._file.seek(0, io.SEEK_END)
       self.sync()
     else:
-      part = self._path.with_name(f".{self._path.name}.part")
-      part.write_text(kept)
-      part.replace(self._path)  # killed here, the rows are not lost
+      write_text(self._path, kept)  # killed here, the rows are not lost
       self._file = self._path.open("a")
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from dollar_jax.data.videos import read_video
 from dollar_jax.evaluation.votes import Vote, read_votes
 from dollar_jax.parallel import rules
+from dollar_jax.parallel.mesh import make_mesh
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.labels import LabelledBatch
 from dollar_jax.train.loop import Batches, Program
@@ -132,7 +133,7 @@ class PreferenceTuner:
         )
     mesh = self._mesh
     if jax.process_count() > 1:  # every process encodes them for itself
-      mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))
+      mesh = make_mesh(devices=jax.local_devices()[:1])
     codec = rules.put(self._codec, rules.replicated(mesh))
     encode = jax.jit(lambda codec, frames: codec.encode(frames))
     self._latents = np.stack(

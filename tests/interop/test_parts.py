@@ -10,7 +10,10 @@ from dollar_jax.interop import parts
 from dollar_jax.interop.pipeline import EMBEDDED, Pipeline
 from dollar_jax.interop.t5 import T5Encoder
 from dollar_jax.interop.text_encoders import WordEncoder
+from dollar_jax.models.cogvideox_vae import CogVideoXVAEConfig
 from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.models.video_vae import VideoVAE
+from dollar_jax.models.wan_vae import WanVAEConfig
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +98,16 @@ def test_streamed_fit_is_the_fit_of_all(codec):
   assert streamed.psnr(clips) == pytest.approx(codec.psnr(clips), abs=1e-3)
   with pytest.raises(ValueError, match="there is no clip to fit a codec to"):
     LinearVAE.fit_many(iter([]))
+
+
+@pytest.mark.parametrize(
+  ("size", "clip"),
+  [
+    (CogVideoXVAEConfig(), (49, 480, 720)),
+    (CogVideoXVAEConfig(), (128, 192, 320)),
+    (WanVAEConfig(), (81, 480, 832)),
+  ],
+)
+def test_a_clip_is_as_large_as_what_its_latents_were_made_of(size, clip):
+  codec = VideoVAE({}, size)
+  assert parts.clip_size(codec, codec.latent_shape(*clip)) == clip

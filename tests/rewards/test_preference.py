@@ -16,7 +16,7 @@ import safetensors.numpy
 from dollar_jax.interop.clip import config_from_json
 from dollar_jax.interop.clip_keymaps import clip_from_torch, clip_to_torch
 from dollar_jax.models.clip_images import letterbox, preprocess
-from dollar_jax.rewards import base, clip_network, preference
+from dollar_jax.rewards import base, clip_features, preference
 from tests.interop.test_clip import save_tokenizer
 from tests.models.test_clip import BASE, change, make_torch, state_of
 
@@ -276,9 +276,9 @@ def test_a_value_is_the_mean_of_those_of_its_frames(saved, monkeypatch):
 def test_a_network_is_loaded_and_compiled_once(saved, tmp_path, monkeypatch):
   folder = shutil.copytree(saved[1], tmp_path / "again")
   monkeypatch.setenv("DOLLAR_PICKSCORE", str(folder))
-  loads, load = [], clip_network.load_clip
+  loads, load = [], clip_features.load_clip
   monkeypatch.setattr(
-    clip_network, "load_clip", lambda path: loads.append(path) or load(path)
+    clip_features, "load_clip", lambda path: loads.append(path) or load(path)
   )
   values = [None] * 3
 
@@ -296,7 +296,7 @@ def test_a_network_is_loaded_and_compiled_once(saved, tmp_path, monkeypatch):
   np.testing.assert_allclose(values[2], whole[:3], rtol=0, atol=1e-5)
   wide = np.zeros((1, 2, 40, 90, 3), np.uint8)
   assert preference.pickscore(wide, ["a"]).shape == (1,)
-  network = clip_network.clip_network(folder)
+  network = clip_features.clip_features(folder)
   assert network._see._cache_size() == network._read._cache_size() == 1
 
 

@@ -23,7 +23,7 @@ PrepareFn = Callable[[Array, int], Array]
 """Frames [B, H, W, 3] and a size → pixels float32 [B, size, size, 3]."""
 
 
-class ClipNetwork:
+class CLIPFeatures:
   """A CLIP on the device, called with batches of one size.
 
   Attributes:
@@ -76,17 +76,17 @@ class ClipNetwork:
 _LOADING = threading.Lock()
 
 
-def clip_network(
+def clip_features(
   path: Path, texts: bool = True, prepare: PrepareFn = preprocess
-) -> ClipNetwork:
+) -> CLIPFeatures:
   """The network at a path, loaded once, also if threads ask together."""
   with _LOADING:
     return _load(path, texts, prepare)
 
 
 @functools.cache
-def _load(path: Path, texts: bool, prepare: PrepareFn) -> ClipNetwork:
-  return ClipNetwork(path, texts, prepare)
+def _load(path: Path, texts: bool, prepare: PrepareFn) -> CLIPFeatures:
+  return CLIPFeatures(path, texts, prepare)
 
 
 def clip_shapes(config: CLIPConfig) -> PyTree:

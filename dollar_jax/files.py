@@ -1,0 +1,33 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike, ending: str = "") -> Iterator[Path]:
+  """Gives the name of a file that takes the place of `path` if all goes well.
+
+  Args:
+    path: the file; its folder is there.
+    ending: of the name that is given, for whoever looks at it.
+
+  Raises:
+    OSError: if it cannot be written; what is at `path` stays as it was.
+  """
+  path = Path(path)
+  part = path.with_name(f".{path.name}.part{ending}")
+  try:
+    yield part
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+  """Writes UTF-8, whole or not at all; makes the folder it is in."""
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  with written_whole(path) as part:
+    part.write_text(text, encoding="utf-8")
