@@ -143,8 +143,11 @@ def test_a_run_logs_the_reward_of_its_pixels(runs, read_state):
   assert not any("reward" in name for name in read_state(workdir, len(rows)))
 
 
-def test_the_weight_alone_makes_a_config():
-  config = dataclasses.replace(
-    DistillConfig(), vsd_weight=0.0, cd_weight=0.0, pixel_weight=1.0
-  )
+def test_the_weight_alone_climbs_and_not_while_consistency_comes_first():
+  config = DistillConfig(vsd_weight=0.0, cd_weight=0.0, pixel_weight=1.0)
   TrainConfig(task="distill", distill=config)
+  assert config.climbing == ("pixel_weight",)
+  assert config.acts_on_samples
+  first = dataclasses.replace(config, cd_weight=0.5).consistency_alone
+  assert not first.climbing
+  assert not first.acts_on_samples
