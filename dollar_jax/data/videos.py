@@ -84,10 +84,10 @@ def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
 def video_name(prompt: str, index: int) -> str:
   """VBench's file name of the index-th video of a prompt.
 
-  A prompt that does not fit a file name is cut to 180 bytes of UTF-8, with
-  "/" replaced.
+  A prompt that does not fit a file name is cut to 220 bytes of UTF-8, with
+  "/" replaced; the longest of VBench has 210.
   """
-  stem = prompt.replace("/", " ").encode()[:180].decode(errors="ignore")
+  stem = prompt.replace("/", " ").encode()[:220].decode(errors="ignore")
   return f"{stem}-{index}.mp4"
 
 

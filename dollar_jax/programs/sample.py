@@ -3,9 +3,11 @@
   dollar sample --model=embedded --prompts="a 3 moving left" --out=clips
   dollar sample --model=runs/student --prompts=prompts.txt --seed=1 --out=clips
   dollar sample --model=embedded --steps=50 --guidance=3 --prompts=... --out=...
+  dollar sample --model=runs/student --suite=VBench_full_info.json --out=clips
 
-Prompts are a text, or a file with one a line. Videos are named
-{prompt}-{index}.mp4, as VBench expects them; those already there are kept.
+Prompts are a text, or a file with one a line; a suite is VBench's, with as many
+videos of each prompt as it wants. Videos are named {prompt}-{index}.mp4, as
+VBench expects them; those already there are kept.
 """
 
 import collections
@@ -13,6 +15,7 @@ import dataclasses
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from tqdm import tqdm
 
 from dollar_jax.data.videos import video_name, write_video
 from dollar_jax.diffusion.timesteps import student_grid
+from dollar_jax.evaluation.vbench_suite import read_suite
 from dollar_jax.files import written_whole
 from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.pipeline import Pipeline
@@ -39,6 +43,13 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
   "prompts", None, "A prompt, or a file with one a line.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+  "suite",
+  None,
+  "VBench's prompts instead: VBench_full_info.json, or a file of its "
+  "prompts_per_dimension.",
+  flag_values=FLAGS,
 )
 flags.DEFINE_integer(
   "steps", None, "Network steps; the model's own if absent.", flag_values=FLAGS
@@ -63,7 +74,12 @@ flags.DEFINE_string(
   flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-  "samples_per_prompt", 1, "Videos a prompt.", lower_bound=1, flag_values=FLAGS
+  "samples_per_prompt",
+  None,
+  "Videos a prompt; 1 if absent, and of a suite 5, or 25 for temporal "
+  "flickering.",
+  lower_bound=1,
+  flag_values=FLAGS,
 )
 flags.DEFINE_integer(
   "seed", 0, "Seed of the noise.", 0, 2**32 - 1, flag_values=FLAGS
@@ -91,6 +107,9 @@ flags.DEFINE_string(
   flag_values=FLAGS,
 )
 
+_EMBEDDED = 8
+"""Prompts embedded at once."""
+
 
 def read_prompts(value: str | None) -> list[str]:
   """The prompts of a text, or of a file with one a line.
@@ -117,6 +136,23 @@ def read_prompts(value: str | None) -> list[str]:
         "should show"
       )
   return prompts
+
+
+def choose_prompts(
+  prompts: str | None, suite: str | None, samples: int | None
+) -> tuple[list[str], list[int]]:
+  """The prompts that the flags of these names ask for, and videos of each.
+
+  Raises:
+    ValueError: if there is none, or both kinds are given.
+  """
+  if suite is None:
+    texts = read_prompts(prompts)
+    return texts, [samples or 1] * len(texts)
+  if prompts is not None:
+    raise ValueError("--prompts and --suite exclude each other; give one")
+  wanted = read_suite(suite)
+  return list(wanted), [samples or count for count in wanted.values()]
 
 
 def choose_sampler(
@@ -171,7 +207,9 @@ def main(values: flags.FlagValues) -> None:
   Raises:
     ValueError: for prompts, shapes or settings that do not fit the model.
   """
-  prompts = read_prompts(values.prompts)
+  prompts, counts = choose_prompts(
+    values.prompts, values.suite, values.samples_per_prompt
+  )
   if values.text_embeddings and values.negative_prompt is not None:
     raise ValueError(
       "--negative_prompt is not read where --text_embeddings is given; put its "
@@ -181,9 +219,8 @@ def main(values: flags.FlagValues) -> None:
   model = choose_sampler(
     model, values.steps, values.guidance, values.negative_prompt
   )
-  text, mask, null = _embed(model, prompts, values.text_embeddings)
-  count = values.samples_per_prompt
-  jobs = [(p, i) for p in range(len(prompts)) for i in range(count)]
+  embed, null = _embedder(model, prompts, values.text_embeddings)
+  jobs = [(p, i) for p, count in enumerate(counts) for i in range(count)]
   names = [video_name(prompts[p], i) for p, i in jobs]
   _check_unique(names)
   initial = _read_noise(values.initial_latents, model, len(jobs))
@@ -200,8 +237,8 @@ def main(values: flags.FlagValues) -> None:
     noises = model.draw_noise([names[n] for n in padded], values.seed)
     if initial is not None:
       noises = noises.at[0].set(initial[jnp.array(padded)])
-    which = [jobs[n][0] for n in padded]
-    x0 = model.sample_latents(text[which], mask[which], noises, null)
+    text, mask = embed([jobs[n][0] for n in padded])
+    x0 = model.sample_latents(text, mask, noises, null)
     frames = decode(model.codec, x0) if model.codec is not None else x0
     x0, frames = np.asarray(x0), np.asarray(frames)
     for i, n in enumerate(rows):
@@ -247,11 +284,19 @@ def _write_metadata(out: Path, rows: list[tuple[Path, str]]) -> None:
   (out / "metadata.jsonl").write_text("".join(lines))
 
 
-def _embed(
+Embed = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
+"""Indices of B prompts → text [B, S, D] and text_mask [B, S]."""
+
+
+def _embedder(
   model: Pipeline, prompts: list[str], file: str | None
-) -> tuple[np.ndarray, np.ndarray, dict | None]:
+) -> tuple[Embed, dict | None]:
+  """Embeds by the batch: those of a whole suite would fill the memory."""
   if file is None:
-    return *model.encode(prompts), None
+    starts = range(0, len(prompts), _EMBEDDED)
+    for start in tqdm(starts, desc="embed", unit="batch", disable=None):
+      model.encode(prompts[start : start + _EMBEDDED])  # known, and then kept
+    return lambda rows: model.encode([prompts[row] for row in rows]), None
   arrays = _load(file, ".npz")
   tokens = arrays["text"].shape[1] if np.ndim(arrays.get("text")) == 3 else 0
   width = model.denoiser.config.text_dim
@@ -280,7 +325,7 @@ def _embed(
     "null_text": arrays.get("null_text", np.zeros_like(text[0])),
     "null_mask": arrays.get("null_mask", np.ones_like(mask[0])),
   }
-  return text, mask, null
+  return lambda rows: (text[rows], mask[rows]), null
 
 
 def _read_noise(

@@ -254,6 +254,41 @@ def test_files_are_named_indexed_and_kept(run, tmp_path, models):
   assert {p.name for p in out.iterdir()} == files | {"metadata.jsonl"}
 
 
+def test_a_suite_says_how_many_videos_of_each_prompt(run, models, tmp_path):
+  rows = [
+    {"prompt_en": PROMPTS[0], "dimension": ["color", "scene"]},
+    {"prompt_en": PROMPTS[0], "dimension": ["scene"]},  # VBench has two such
+    {"prompt_en": PROMPTS[1], "dimension": ["temporal_flickering"]},
+  ]
+  suite = tmp_path / "suite.json"
+  suite.write_text(json.dumps(rows))
+  made = tmp_path / "suite"
+  args = [f"--model={models / 'student'}", f"--suite={suite}", f"--out={made}"]
+  assert cli.main(["sample", *args, "--steps=1"]) == 0
+  assert {file.name for file in made.glob("*.mp4")} == {
+    f"{prompt}-{i}.mp4"
+    for prompt, count in ((PROMPTS[0], 5), (PROMPTS[1], 25))
+    for i in range(count)
+  }
+  # the clips are those that the prompts alone give
+  flags = ["--steps=1", "--samples_per_prompt=2"]
+  assert run(PROMPTS[:1], *flags)[0] == 0
+  name = f"{PROMPTS[0]}-1.mp4"
+  np.testing.assert_array_equal(
+    videos.read_video(made / name)[0],
+    videos.read_video(tmp_path / "out" / name)[0],
+  )
+  few = [*args[:2], f"--out={tmp_path / 'few'}", *flags]
+  assert cli.main(["sample", *few]) == 0
+  assert len(list((tmp_path / "few").glob("*.mp4"))) == 4
+
+
+def test_a_suite_beside_prompts_is_refused(refusal, tmp_path):
+  suite = tmp_path / "suite.txt"
+  suite.write_text("a 3 moving left\n")
+  assert "exclude each other" in refusal(PROMPTS[0], f"--suite={suite}")
+
+
 def test_model_without_encoder_and_codec_takes_embeddings(
   models, run, tmp_path
 ):
