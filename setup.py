@@ -77,6 +77,7 @@ EXTRAS = {
     "hypothesis>=6.130,<7",
     "kubernetes-validate>=1.34,<2",
     OPENCV,
+    "playwright>=1.55,<2",
     # with 9.2, pytest-xdist 3.8 forgets which tests belong together
     "pytest>=8.3,<9.2",
     "pytest-timeout>=2.3,<3",
