@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and texts that can be read."""
 
 import contextlib
 import os
@@ -31,3 +31,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   with written_whole(path) as part:
     part.write_text(text, encoding="utf-8")
+
+
+def read_text(path: str | os.PathLike) -> str:
+  """Reads UTF-8, with or without a byte order mark.
+
+  Raises:
+    ValueError: if there is no such file, or it is not text.
+  """
+  try:
+    return Path(path).read_text(encoding="utf-8-sig")
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, "strerror", None) or "it is not text"
+    raise ValueError(f"{path} cannot be read ({reason})") from None

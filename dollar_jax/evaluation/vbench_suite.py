@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+from dollar_jax.files import read_text
+
 SAMPLES = 5
 """Clips a prompt."""
 
@@ -30,18 +32,15 @@ def read_suite(path: str | os.PathLike) -> dict[str, int]:
     ValueError: if it cannot be read, is neither, or holds no prompt.
   """
   path = Path(path)
-  try:
-    text = path.read_text(encoding="utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-    raise ValueError(f"suite {path} cannot be read ({reason})") from None
+  text = read_text(path)
   if path.suffix == ".json":
     entries = _entries(path, text)
   else:
-    lines = [line.strip() for line in text.splitlines()]
-    entries = [(line, [path.stem]) for line in lines if line]
+    entries = [(line.strip(), [path.stem]) for line in text.splitlines()]
   counts: dict[str, int] = {}
   for prompt, dimensions in entries:
+    if not prompt:
+      continue
     wanted = FLICKERING_SAMPLES if _FLICKERING in dimensions else SAMPLES
     counts[prompt] = max(wanted, counts.get(prompt, 0))
   if not counts:
@@ -61,4 +60,4 @@ def _entries(path: Path, text: str) -> list[tuple[str, list[str]]]:
         f"suite {path} is no list of objects with prompt_en and dimension; "
         "give VBench_full_info.json, or a .txt file with a prompt a line"
       )
-  return [(prompt.strip(), d) for prompt, d in pairs if prompt.strip()]
+  return [(prompt.strip(), dimensions) for prompt, dimensions in pairs]

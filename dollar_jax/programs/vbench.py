@@ -20,6 +20,7 @@ from absl import flags
 
 from dollar_jax.evaluation.vbench import RANGES, plain_name, scores
 from dollar_jax.evaluation.vbench_published import DIMENSIONS, RESULTS
+from dollar_jax.files import read_text
 from dollar_jax.interop.folders import write_json
 
 FLAGS = flags.FlagValues()
@@ -76,11 +77,7 @@ def read_results(paths: Sequence[Path]) -> dict[str, float]:
 
 
 def _read(file: Path) -> dict[str, float]:
-  try:
-    text = file.read_text(encoding="utf-8-sig")
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, "strerror", None) or "it is not text"
-    raise ValueError(f"{file} cannot be read ({reason})") from None
+  text = read_text(file)
   if file.suffix == ".csv":
     rows = [row for row in csv.reader(text.splitlines()) if row]
     # a first line may name the columns

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from playwright import sync_api
 
 from dollar_jax import cli
 from dollar_jax.data import videos
@@ -19,9 +20,11 @@ from dollar_jax.evaluation.report import (
   Table,
   write_report,
 )
+from dollar_jax.evaluation.votes import Vote, read_votes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium")
+FOLDERS = ("alpha", "beta")
 OPTIONS = (
   "no-sandbox disable-gpu disable-quic no-first-run disable-component-update "
   "disable-background-networking disable-sync"
@@ -30,7 +33,6 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def browser():
-  sync_api = pytest.importorskip("playwright.sync_api")
   with sync_api.sync_playwright() as playwright:
     browser = playwright.chromium.launch(
       executable_path=CHROMIUM, args=[f"--{name}" for name in OPTIONS.split()]
@@ -71,12 +73,13 @@ def visit(browser):
 def study(tmp_path_factory):
   """Page of four pairs; a clip's grey tells its folder."""
   root = tmp_path_factory.mktemp("study")
-  for name, grey in (("alpha", 60), ("beta", 200)):
+  for name, grey in zip(FOLDERS, (60, 200), strict=True):
     for prompt in "wxyz":
       file = root / name / videos.video_name(prompt, 0)
       file.parent.mkdir(exist_ok=True)
       videos.write_video(file, np.full((4, 16, 16, 3), grey, np.uint8), 8)
-  flags = [f"--a={root / 'alpha'}", f"--b={root / 'beta'}", f"--out={root}"]
+  a, b = (root / name for name in FOLDERS)
+  flags = [f"--a={a}", f"--b={b}", f"--out={root}"]
   assert (
     cli.main(["study", *flags, "--questions=quality,motion", "--seed=1"]) == 0
   )
@@ -84,7 +87,7 @@ def study(tmp_path_factory):
 
 
 def sides(file):
-  """What lies left and right in each pair, read from the clips themselves."""
+  """Prompts, and the folders of the clips left and right, of their bytes."""
   text = re.search(r'id="study">(.*?)</script>', file.read_text(), re.S)[1]
   of = {
     base64.b64encode(clip.read_bytes()).decode(): clip.parent.name
@@ -92,6 +95,7 @@ def sides(file):
   }
   return [
     {side: of[pair[side]] for side in ("left", "right")}
+    | {"prompt": pair["prompt"]}
     for pair in json.loads(text)["pairs"]
   ]
 
@@ -100,6 +104,7 @@ def test_keys_become_votes_of_the_folders(visit, study, tmp_path):
   page = visit(study)
   shown = sides(study)
   assert {pair["left"] for pair in shown} == {"alpha", "beta"}
+  assert page.inner_text("#question") == "Which one looks better?"
   arrow = {"left": "ArrowLeft", "right": "ArrowRight"}
   better = [
     next(arrow[side] for side in arrow if pair[side] == "beta")
@@ -123,6 +128,18 @@ def test_keys_become_votes_of_the_folders(visit, study, tmp_path):
   assert saving.value.suggested_filename == "votes-Ann-B-.json"
   votes, result = tmp_path / "votes.json", tmp_path / "result.json"
   saving.value.save_as(votes)
+  found = read_votes([votes])
+  choices = ["tie", "b", "b", "a", *["b"] * 4]
+  assert found == [
+    Vote(
+      "Ann B.",
+      ("quality", "motion")[i % 2],
+      prompt := shown[i // 2]["prompt"],
+      *(study.parent / name / f"{prompt}-0.mp4" for name in FOLDERS),
+      choice,
+    )
+    for i, choice in enumerate(choices)
+  ]
   assert cli.main(["study", f"--votes={votes}", f"--out={result}"]) == 0
   found = json.loads(result.read_text())
   quality, motion = (found["questions"][n] for n in ("quality", "motion"))

@@ -4,15 +4,13 @@ import base64
 import html.parser
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from dollar_jax.evaluation import study, study_page
-from dollar_jax.evaluation.study_page import SCRIPT, Pair
-from dollar_jax.evaluation.votes import QUESTIONS, Vote, read_votes
+from dollar_jax.evaluation.study_page import Pair
+from dollar_jax.evaluation.votes import QUESTIONS, Vote
 
 
 def _vote(choice, rater="r", question="quality", prompt="p", clip="0"):
@@ -148,90 +146,3 @@ def test_a_page_too_large_says_how_many_pairs_fit():
   pairs = [Pair("p", "a", "b", (bytes(4 * 10**6),) * 2)] * 4
   with pytest.raises(ValueError, match=r"has 43 MB, more than 20; .*--pairs=1"):
     study_page.study_page(pairs, FOLDERS, QUESTIONS, 0)
-
-
-BROWSER = """
-const fs = require("fs");
-const element = id => elements[id] ||= {
-  id, dataset: {}, play: async () => {}, focus() {}, setAttribute() {},
-};
-const elements = {};
-const sides = ["left", "tie", "right"].map(side => ({
-  dataset: {side}, setAttribute(name, on) { this.pressed = on; },
-}));
-globalThis.document = {
-  getElementById: element,
-  querySelectorAll: () => sides,
-  createElement: () => ({click() { saved.name = this.download; }}),
-};
-const saved = {}, kept = JSON.parse(fs.readFileSync("kept.json"));
-globalThis.localStorage = {
-  getItem: key => kept[key], setItem: (key, text) => { kept[key] = text; },
-};
-URL.createObjectURL = blob => { saved.blob = blob; return "blob:"; };
-URL.revokeObjectURL = () => {};
-element("study").textContent = fs.readFileSync("study.json", "utf8");
-"""
-"""As much of a browser as the page uses."""
-
-PRESS = """
-const press = key => document.onkeydown(
-  {key, target: {}, preventDefault() {}});
-const keys = process.argv[2].split(",");
-keys.forEach(press);
-const seen = {progress: elements.progress.textContent,
-  question: elements.question.textContent};
-elements.rater.value = " Ann B. ";
-elements.save.onsubmit({preventDefault() {}});
-saved.blob.text().then(text => {
-  fs.writeFileSync("votes.json", text);
-  fs.writeFileSync("kept.json", JSON.stringify(kept));
-  console.log(JSON.stringify({...seen, name: saved.name}));
-});
-"""
-
-
-@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
-def test_the_page_is_answered_with_arrows_and_saves_votes(tmp_path):
-  content = _study(_page(["quality", "motion"]))
-  (tmp_path / "study.json").write_text(json.dumps(content))
-  (tmp_path / "kept.json").write_text("{}")
-  (tmp_path / "page.js").write_text(BROWSER + SCRIPT + PRESS)
-
-  def press(*keys):
-    done = subprocess.run(
-      ["node", "page.js", ",".join(keys)],
-      cwd=tmp_path,
-      capture_output=True,
-      check=True,
-    )
-    return json.loads(done.stdout)
-
-  # whoever prefers what comes from the second folder, with two exceptions
-  better = [
-    "ArrowLeft"
-    if base64.b64decode(pair["left"]).startswith(b"B")
-    else "ArrowRight"
-    for pair in content["pairs"]
-  ]
-  keys = [key for key in better for _ in range(2)]
-  seen = press("ArrowDown", *keys[1:6])
-  assert seen["progress"] == "7 of 24"
-  assert seen["question"] == "Which one looks better?"
-  # the page is opened again, goes on there, and the last answer is taken back
-  other = {"ArrowLeft": "ArrowRight", "ArrowRight": "ArrowLeft"}
-  seen = press("Backspace", other[keys[5]], *keys[6:])
-  assert seen["progress"] == "24 answers"
-  assert seen["name"] == "votes-Ann-B-.json"
-
-  votes = read_votes([tmp_path / "votes.json"])
-  choices = [vote.choice for vote in votes]
-  assert choices == ["tie", *["b"] * 4, "a", *["b"] * 18]
-  assert {vote.rater for vote in votes} == {"Ann B."}
-  for i, vote in enumerate(votes):
-    prompt = content["pairs"][i // 2]["prompt"]
-    index = [pair.prompt for pair in PAIRS].index(prompt)
-    assert vote.prompt == prompt
-    assert vote.question == ("quality", "motion")[i % 2]
-    assert vote.a == Path(FOLDERS[0]) / f"{index}-a.mp4"
-    assert vote.b == Path(FOLDERS[1]) / f"{index}-b.mp4"

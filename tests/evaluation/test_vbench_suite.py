@@ -37,7 +37,7 @@ def test_a_prompt_of_two_dimensions_takes_the_larger_number(tmp_path):
     (b'[{"prompt_en": "a", "dimension": "scene"}]', "no list of objects"),
     (b'{"prompt_en": "a", "dimension": []}', "no list of objects"),
     (b"[" * 100_000, "no list of objects"),
-    (b"\xff\xfe", "no UTF-8 text"),
+    (b"\xff\xfe", "it is not text"),
     (None, "No such file"),
   ],
 )
