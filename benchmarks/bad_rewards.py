@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from benchmarks.rewards_on_digits import judge, read
 from dollar_jax.interop.folders import write_json
-from dollar_jax.programs.evaluate import DigitsPanel
+from dollar_jax.programs._digits_panel import DigitsPanel
 from dollar_jax.rewards.base import get_reward, register
 from dollar_jax.train import metrics
 from dollar_jax.train.config import GuardConfig, TrainConfig

@@ -24,7 +24,7 @@ import numpy as np
 from dollar_jax.data import moving_digits
 from dollar_jax.evaluation import intervals
 from dollar_jax.interop.folders import write_json
-from dollar_jax.programs.evaluate import DigitsPanel
+from dollar_jax.programs._digits_panel import DigitsPanel
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import metrics
 from dollar_jax.train.config import TrainConfig, from_config_dict

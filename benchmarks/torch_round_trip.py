@@ -33,7 +33,7 @@ from dollar_jax.evaluation.mosaic import mosaic
 from dollar_jax.interop import load
 from dollar_jax.interop.pipeline import EMBEDDED, Pipeline
 from dollar_jax.interop.recipe import Recipe
-from dollar_jax.programs.evaluate import DigitsPanel
+from dollar_jax.programs._digits_panel import DigitsPanel
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = Recipe((2, 4, 4, 32), steps=50, guidance=2.0)

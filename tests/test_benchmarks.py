@@ -13,6 +13,7 @@ from benchmarks import (
   bad_rewards,
   convert_memory,
   decode_memory,
+  frechet_bias,
   labelling_cost,
   rewards_on_digits,
   run_overhead,
@@ -322,3 +323,12 @@ def test_bad_rewards_are_as_bad_as_they_say(tmp_path):
     config = bad_rewards.settings(name, tmp_path)
     assert config.reward.name not in config.guard.watch
     assert config.guard.watch
+
+
+def test_bias_falls_with_the_number_of_clips():
+  features = np.random.default_rng(0).normal(size=(400, 8))
+  few, many = frechet_bias.estimates(features, (20, 160), 6)
+  assert (few["clips"], many["clips"]) == (20, 160)
+  assert few["frechet"] > 3 * many["frechet"] > 0
+  assert abs(few["frechet_extrapolated"]) < 0.5 * few["frechet"]
+  assert few["frechet_deviation"] > many["frechet_deviation"]

@@ -55,7 +55,7 @@ def frechet_interval(
   Args:
     features_a: [N, D], N >= 2.
     features_b: [M, D], M >= 2.
-    captions_a: N captions, if a has equally many of each.
+    captions_a: N captions, if a has equally many of each, two or more.
     level: probability that the interval is to cover.
     resamples: number of bootstrap resamples.
     seed: seed of the resampling.
@@ -122,6 +122,59 @@ def frechet_extrapolated(
     for share in shares
   ]
   return float(np.polyfit(1 / shares, distances, 1)[1])
+
+
+def extrapolated_interval(
+  features_a: np.ndarray,
+  features_b: np.ndarray,
+  captions_a: Sequence[str] | None = None,
+  captions_b: Sequence[str] | None = None,
+  *,
+  subsets: int = 16,
+  level: float = 0.95,
+  resamples: int = 50,
+  seed: int = 0,
+) -> intervals.Estimate:
+  """`frechet_extrapolated` with its bootstrap interval, b being fixed.
+
+  Args:
+    features_a: [N, D], N >= 2 D.
+    features_b: [M, D], M >= 2 D.
+    captions_a: as there.
+    captions_b: as there.
+    subsets: as there; every resample costs so many distances.
+    level: probability that the interval is to cover.
+    resamples: number of bootstrap resamples.
+    seed: seed of subsets and resampling.
+
+  Raises:
+    ValueError: as `frechet_extrapolated` does.
+  """
+  # A resample is even only within the captions of the samples it is made of.
+  _, names = np.unique(
+    np.zeros(len(features_a)) if captions_a is None else np.asarray(captions_a),
+    return_inverse=True,
+  )
+  tagged = np.concatenate([_checked(features_a), names[:, None]], axis=1)
+
+  def distance(samples: np.ndarray) -> float:
+    return frechet_extrapolated(
+      samples[:, :-1],
+      features_b,
+      None if captions_a is None else samples[:, -1],
+      captions_b,
+      subsets=subsets,
+      seed=seed,
+    )
+
+  return intervals.bootstrap(
+    distance,
+    tagged,
+    captions_a,
+    level=level,
+    resamples=resamples,
+    seed=seed,
+  )
 
 
 @_one_thread

@@ -97,23 +97,32 @@ def bootstrap(
     statistic: function of an array like `samples`.
     samples: [N, ...], resampled along the first axis.
     groups: N labels; each group is resampled within itself, as a design with
-      a fixed number of samples a caption is drawn.
+      a fixed number of samples a caption is drawn. Every group needs two.
     level: probability that the interval is to cover.
     resamples: number of resamples.
     seed: seed of the resampling.
+
+  Raises:
+    ValueError: if a group has one sample, whose spread nothing tells.
   """
   rng = np.random.default_rng(seed)
   names = np.zeros(len(samples)) if groups is None else np.asarray(groups)
   _, label, sizes = np.unique(names, return_inverse=True, return_counts=True)
+  if sizes.min() < 2:
+    raise ValueError(
+      f"{(sizes < 2).sum()} of {len(sizes)} groups have one sample; give two "
+      "or more of each"
+    )
   order = np.argsort(label, kind="stable")
   start = (np.cumsum(sizes) - sizes)[label[order]]
   draws = [
     statistic(samples[order[start + rng.integers(0, sizes[label[order]])]])
     for _ in range(resamples)
   ]
-  half = float(
-    stats.norm.ppf((1 + _checked(level)) / 2) * np.std(draws, ddof=1)
-  )
+  # n samples that are resampled vary as n of n - 1 independent ones do
+  unbiased = np.sqrt(len(samples) / (len(samples) - len(sizes)))
+  reach = stats.norm.ppf((1 + _checked(level)) / 2)
+  half = float(reach * unbiased * np.std(draws, ddof=1))
   value = float(statistic(samples))
   return Estimate(value, value - half, value + half)
 

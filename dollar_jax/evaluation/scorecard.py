@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dollar_jax.evaluation import diversity, frechet, intervals
+from dollar_jax.evaluation import comparison, diversity, frechet, intervals
 from dollar_jax.evaluation.judges import NOTHING, ClipJudge
 
 
@@ -67,7 +67,11 @@ def evaluate_clips(
   )
   estimates = {
     "frechet": frechet.frechet_interval(
-      features, reference_features, captions, level=level, seed=seed
+      features,
+      reference_features,
+      comparison.even_groups(captions),
+      level=level,
+      seed=seed,
     ),
     "caption_accuracy": intervals.share(digit_right & direction_right, level),
     "digit_accuracy": intervals.share(digit_right, level),

@@ -14,7 +14,7 @@ from dollar_jax.data import moving_digits
 from dollar_jax.evaluation import intervals
 from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.pipeline import Pipeline
-from dollar_jax.programs.evaluate import DigitsPanel
+from dollar_jax.programs._digits_panel import DigitsPanel
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import metrics as metrics_log
 from dollar_jax.train.config import TrainConfig, from_config_dict

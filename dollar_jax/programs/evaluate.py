@@ -1,13 +1,15 @@
 """Judge a folder of videos: rewards, flicker, Fréchet distance, diversity.
 
   dollar evaluate --videos=clips --rewards=jpeg_size,sharpness --out=scores.json
-  dollar evaluate --videos=clips --reference=real --out=scores.json
+  dollar evaluate --videos=clips --reference=real --features=NAME --out=s.json
 
 Prompts are read from metadata.jsonl, or from file names {prompt}-{index}.mp4.
 Clips of the embedded digits model are judged on digit and direction too, and
 compared with held-out real clips.
 """
 
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from tqdm import tqdm
 
 from dollar_jax.data import moving_digits
 from dollar_jax.data.videos import list_videos, read_video
-from dollar_jax.evaluation import intervals
-from dollar_jax.evaluation.judges import EMBEDDED, ClipJudge
-from dollar_jax.evaluation.scorecard import evaluate_clips
+from dollar_jax.evaluation import comparison, intervals
 from dollar_jax.interop.folders import write_json
-from dollar_jax.rewards.base import get_reward
+from dollar_jax.programs._digits_panel import DigitsPanel, held_out_clips
+from dollar_jax.rewards.base import Reward, get_reward
+from dollar_jax.rewards.features import DIGITS, FeatureFn, get_features
 from dollar_jax.rewards.scoring import score
 
 FLAGS = flags.FlagValues()
@@ -35,6 +37,14 @@ flags.DEFINE_string(
   "real clips if absent.",
   flag_values=FLAGS,
 )
+flags.DEFINE_string(
+  "features",
+  None,
+  "What clips are compared in: digits, thumbnails (colours and layout; needs "
+  "no weights), videomae:FOLDER (a fine-tuned VideoMAE of transformers), or "
+  "MODULE:FUNCTION; digits for the digits model, else none, if absent.",
+  flag_values=FLAGS,
+)
 flags.DEFINE_list(
   "rewards",
   ["temporal_flickering"],
@@ -45,169 +55,183 @@ flags.DEFINE_string(
   "out", None, "JSON file to write.", required=True, flag_values=FLAGS
 )
 
-_HELD_OUT = 2000
-_HELD_OUT_SEED = 1
-_JUDGE_SEED = 1000
+_DIGITS_SHAPE = (
+  moving_digits.FRAMES,
+  moving_digits.SIZE,
+  moving_digits.SIZE,
+  3,
+)
+_BATCH = 32
+_BATCH_BYTES = 2**28
 
 
-class DigitsPanel:
-  """The judge of moving digits with its held-out real clips.
+@dataclasses.dataclass(frozen=True)
+class Folder:
+  """What was seen of a folder of clips, which are not kept.
 
   Attributes:
-    judge: the classifier and feature extractor.
-    reference: features [2000, D] of real clips no training has seen.
+    prompts: N prompts.
+    features: [N, D], or None where no extractor was given.
+    scores: reward by reward N values, NaN where there is none.
+    digits: uint8 [N, F, H, W, 3] if all look like clips of the digits model,
+      else None.
   """
 
-  def __init__(self):
-    """Loads the judge and looks at the held-out clips."""
-    self.judge = ClipJudge.load(EMBEDDED)
-    real = moving_digits.make_clips("test", _HELD_OUT, _HELD_OUT_SEED)
-    self.reference = self.judge.features(real.frames)
-
-  def __call__(
-    self,
-    frames: np.ndarray,
-    captions: list[str],
-    reference: np.ndarray | None = None,
-  ) -> dict[str, Any]:
-    """Judges clips.
-
-    Args:
-      frames: uint8 [N, 8, 32, 32, 3].
-      captions: N captions of the digits model.
-      reference: features of real clips; None takes the held-out ones.
-
-    Raises:
-      ValueError: for a caption that the digits model does not know.
-    """
-    labels = np.array([moving_digits.parse_caption(c) for c in captions])
-    real = self.reference if reference is None else reference
-    return evaluate_clips(self.judge, frames, *labels.T, captions, real)
+  prompts: list[str]
+  features: np.ndarray | None
+  scores: dict[str, np.ndarray]
+  digits: np.ndarray | None
 
 
-def fit_judge(folder: str, clips: int = 4000) -> dict[str, float]:
-  """Fits the judge anew on real clips of training digits, and saves it.
-
-  Returns:
-    Its accuracies on held-out clips of unseen digit images.
-  """
-  real = moving_digits.make_clips("train", clips, _JUDGE_SEED)
-  judge = ClipJudge.fit(real.frames, real.digits, real.directions)
-  judge.save(folder)
-  held_out = moving_digits.make_clips("test", _HELD_OUT, _HELD_OUT_SEED)
-  found = judge.verdict(held_out.frames)
-  digit = found.digits == held_out.digits
-  direction = found.directions == held_out.directions
-  return {
-    "digit": float(digit.mean()),
-    "direction": float(direction.mean()),
-    "caption": float((digit & direction).mean()),
-  }
-
-
-def read_folder(folder: str) -> tuple[list[np.ndarray], list[str]]:
-  """All clips of a folder, uint8 [F, H, W, 3] each, and their prompts.
+def look_at(
+  folder: str, extract: FeatureFn | None, rewards: Sequence[Reward] = ()
+) -> Folder:
+  """Reads the clips of a folder, a few at a time.
 
   Raises:
-    ValueError: if there is none, or one cannot be read.
+    ValueError: if there is none, one cannot be read, or one is not fit for
+      the extractor.
   """
   videos = list_videos(folder)
-  # None: where stderr is no terminal
-  bar = tqdm(videos, f"read {Path(folder).name}", unit="video", disable=None)
-  return [read_video(file)[0] for file, _ in bar], [p for _, p in videos]
+  prompts = [prompt for _, prompt in videos]
+  features, digits = [], []
+  scores: dict[str, list[float]] = {reward.name: [] for reward in rewards}
+  with tqdm(
+    total=len(videos),
+    desc=Path(folder).name,
+    unit="video",
+    disable=None,  # where stderr is no terminal
+  ) as bar:
+    for clips, asked in _batches(videos):
+      if extract:
+        features.append(extract(clips))
+      if clips.shape[1:] == _DIGITS_SHAPE:
+        digits.append(clips)
+      for clip, prompt in zip(clips, asked, strict=True):
+        for reward in rewards:
+          scores[reward.name] += score(reward, clip[None], [prompt])[0].tolist()
+      bar.update(len(clips))
+  known = set(prompts) <= set(moving_digits.all_captions())
+  judged = known and sum(map(len, digits)) == len(videos)
+  return Folder(
+    prompts,
+    np.concatenate(features) if features else None,
+    {name: np.array(found) for name, found in scores.items()},
+    np.concatenate(digits) if judged else None,
+  )
 
 
-def is_digits(clips: list[np.ndarray]) -> bool:
-  """Whether all clips have the size of the embedded digits model's."""
-  size = (moving_digits.FRAMES, moving_digits.SIZE, moving_digits.SIZE, 3)
-  return all(clip.shape == size for clip in clips)
+def _batches(
+  videos: list[tuple[Path, str]],
+) -> Iterator[tuple[np.ndarray, list[str]]]:
+  """Clips uint8 [B, F, H, W, 3] of one shape and their prompts, in order."""
+  held: list[np.ndarray] = []
+  prompts: list[str] = []
+  for file, prompt in videos:
+    clip, _ = read_video(file)
+    most = min(_BATCH, _BATCH_BYTES // clip.nbytes)
+    if held and (clip.shape != held[0].shape or len(held) >= most):
+      yield np.stack(held), prompts
+      held, prompts = [], []
+    held.append(clip)
+    prompts.append(prompt)
+  yield np.stack(held), prompts
 
 
-def score_rewards(
-  names: list[str], clips: list[np.ndarray], prompts: list[str]
-) -> dict[str, Any]:
-  """Mean of each reward over the clips, with its standard error.
-
-  Raises:
-    ValueError: if there is no such reward.
-  """
-  rewards = [get_reward(name) for name in names]
-  out = {}
-  for reward in rewards:
-    values, failed = [], 0
-    bar = tqdm(clips, reward.name, unit="video", disable=None)
-    for clip, prompt in zip(bar, prompts, strict=True):
-      value, failures = score(reward, clip[None], [prompt])
-      values.append(float(value[0]))
-      failed += failures.count
-    good = np.array([v for v in values if np.isfinite(v)])
-    out[reward.name] = {
-      "mean": float(good.mean()) if len(good) else None,
-      "standard_error": intervals.standard_error(good)
-      if len(good) > 1
-      else None,
-      "samples": len(good),
-      "failed": failed,
-    }
-  return out
+def _reward_row(values: np.ndarray) -> dict[str, Any]:
+  """Mean of a reward with its interval, over the clips that have a value."""
+  good = values[np.isfinite(values)]
+  row = {"mean": None, "standard_error": None, "interval": None}
+  if len(good):
+    row["mean"] = float(good.mean())
+  if len(good) > 1:
+    row["standard_error"] = intervals.standard_error(good)
+    row["interval"] = list(intervals.mean(good)[1:])
+  return row | {"samples": len(good), "failed": len(values) - len(good)}
 
 
 def main(values: flags.FlagValues) -> None:
   """Judges the videos and writes the JSON file.
 
   Raises:
-    ValueError: for a folder without videos, or an unknown reward.
+    ValueError: for a folder without videos, or an unknown reward or extractor.
   """
-  for name in values.rewards:
-    get_reward(name)  # before anything that takes time
-  clips, prompts = read_folder(values.videos)
-  result: dict[str, Any] = {
-    "videos": len(clips),
-    "prompts": len(set(prompts)),
-    "rewards": score_rewards(values.rewards, clips, prompts),
-  }
-  judged = is_digits(clips) and set(prompts) <= set(
-    moving_digits.all_captions()
-  )
-  if values.reference and not judged:
+  rewards = [get_reward(name) for name in values.rewards]
+  name = values.features or (DIGITS if _of_digits(values.videos) else None)
+  extract = get_features(name) if name else None
+  if values.reference:
+    list_videos(values.reference)  # before anything that takes time
+  if values.reference and extract is None:
     raise ValueError(
-      f"--reference needs a feature extractor, and {values.videos} holds no "
-      "clips of the digits model (8 frames of 32x32 with its captions); leave "
-      "--reference out"
+      f"--reference={values.reference} needs a feature extractor, as "
+      f"{values.videos} holds no clips of the digits model; give "
+      "--features=videomae:FOLDER or thumbnails"
     )
-  if judged and len(set(prompts)) == len(prompts):
-    print("Fréchet distance and the like need two clips of a caption or more")
-  elif judged:
-    result |= _judge_digits(clips, prompts, values.reference)
+  clips = look_at(values.videos, extract, rewards)
+  result: dict[str, Any] = {
+    "videos": len(clips.prompts),
+    "prompts": len(set(clips.prompts)),
+    "rewards": {
+      reward: _reward_row(found) for reward, found in clips.scores.items()
+    },
+  }
+  if clips.digits is not None and result["prompts"] < result["videos"]:
+    result |= DigitsPanel()(clips.digits, clips.prompts)
+  if extract is not None:
+    result["features"] = name
+    result |= comparison.compare(
+      clips.features, clips.prompts, *_reference(values, extract, clips)
+    )
   write_json(Path(values.out), result)
-  for name, value in _rows(result):
-    print(f"{name:32} {value}")
+  print(table(result))
 
 
-def _judge_digits(
-  clips: list[np.ndarray], prompts: list[str], folder: str | None
-) -> dict[str, Any]:
-  panel, reference = DigitsPanel(), None
-  if folder:
-    real, _ = read_folder(folder)
-    if not is_digits(real):
-      raise ValueError(
-        f"--reference={folder} holds clips of another size than the digits "
-        "model's (8 frames of 32x32)"
-      )
-    reference = panel.judge.features(np.stack(real))
-  return panel(np.stack(clips), prompts, reference)
+def _of_digits(folder: str) -> bool:
+  """Whether captions and first clip are those of the digits model."""
+  videos = list_videos(folder)
+  known = {prompt for _, prompt in videos} <= set(moving_digits.all_captions())
+  return known and read_video(videos[0][0])[0].shape == _DIGITS_SHAPE
 
 
-def _rows(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-  rows = []
+def _reference(
+  values: flags.FlagValues, extract: FeatureFn, clips: Folder
+) -> tuple[np.ndarray | None, list[str] | None]:
+  """Features [M, D] and captions of the real clips, if there are any."""
+  if values.reference:
+    real = look_at(values.reference, extract)
+    return real.features, real.prompts
+  if clips.digits is None:
+    return None, None
+  held_out = held_out_clips()
+  starts = range(0, len(held_out.frames), _BATCH)
+  features = [extract(held_out.frames[i : i + _BATCH]) for i in starts]
+  return np.concatenate(features), list(held_out.captions)
+
+
+def table(result: dict[str, Any]) -> str:
+  """The numbers with their intervals, and why some are left out."""
+  lines = [f"{'':32}{'value':>12}  {'95 % interval':24}{'clips':>7}"]
+
+  def line(name: str, value: Any, ends: list | None, count: Any = "") -> None:
+    shown = "-" if value is None else f"{value:.4g}"
+    low_high = "" if ends is None else " to ".join(map(_short, ends))
+    lines.append(f"{name:32}{shown:>12}  {low_high:24}{count:>7}".rstrip())
+
+  for name, row in result["rewards"].items():
+    line(name, row["mean"], row["interval"], row["samples"])
+  left_out = result.get("left_out", {})
+  skipped = {"videos", "prompts", "rewards", "features", "left_out"}
   for name, value in result.items():
-    if isinstance(value, dict):
-      rows += _rows(value, f"{prefix}{name}.")
-    elif isinstance(value, list | tuple):
-      rows.append((prefix + name, ", ".join(f"{v:.4g}" for v in value)))
-    elif isinstance(value, float):
-      rows.append((prefix + name, f"{value:.4g}"))
-    else:
-      rows.append((prefix + name, str(value)))
-  return rows
+    if name in skipped or name.endswith(("_interval", "samples")):
+      continue
+    line(name, value, result.get(f"{name}_interval"), result["samples"])
+    if name in left_out:
+      lines[-1] = f"{name:32}{'-':>12}  {left_out[name]}"
+  if "features" in result:
+    real = result.get("reference_samples", "no")
+    lines.append(f"({real} real clips; features: {result['features']})")
+  return "\n".join(lines)
+
+
+def _short(value: float | None) -> str:
+  return "?" if value is None else f"{value:.4g}"

@@ -89,6 +89,16 @@ def test_extrapolation_keeps_captions_balanced():
   assert frechet.frechet_extrapolated(a, b) < balanced - 0.5
 
 
+def test_interval_of_the_extrapolation_is_as_wide_as_draws_say():
+  rng = np.random.default_rng(0)
+  reference = rng.normal(size=(600, 6))
+  draws = [rng.normal(size=(150, 6)) * 1.5 for _ in range(40)]
+  values = [frechet.frechet_extrapolated(x, reference) for x in draws]
+  found = frechet.extrapolated_interval(draws[0], reference)
+  assert found.value == values[0]
+  assert 0.6 < (found.high - found.low) / 2 / 1.96 / np.std(values) < 1.7
+
+
 def test_floor_falls_with_the_number_of_samples():
   features = np.random.default_rng(0).normal(size=(2000, 16))
   floors = [frechet.frechet_floor(features, n) for n in (50, 200, 800)]

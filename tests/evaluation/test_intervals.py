@@ -66,6 +66,22 @@ def test_bootstrap_within_groups_leaves_their_differences_out():
   assert intervals.bootstrap(np.mean, values).low < 4.5
 
 
+def test_bootstrap_of_two_a_group_is_as_wide_as_repeated_draws_say():
+  rng = np.random.default_rng(0)
+  groups = np.repeat(np.arange(200), 2)
+  draws = rng.normal(size=(50, 400)) + groups  # groups differ, and are fixed
+  spread = np.std([x.mean() for x in draws])
+  assert spread == pytest.approx(1 / 20, rel=0.2)
+  _, low, high = intervals.bootstrap(np.mean, draws[0], groups, resamples=400)
+  error = (high - low) / 2 / stats.norm.ppf(0.975)
+  assert error == pytest.approx(1 / 20, rel=0.15)  # uncorrected: .7 of it
+
+
+def test_bootstrap_refuses_groups_of_one():
+  with pytest.raises(ValueError, match="1 of 2 groups have one sample"):
+    intervals.bootstrap(np.mean, np.arange(3.0), ["a", "a", "b"])
+
+
 def test_bootstrap_is_repeatable():
   values = np.arange(20.0)
   first = intervals.bootstrap(np.mean, values, seed=3)

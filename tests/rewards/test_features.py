@@ -50,7 +50,7 @@ def test_an_extractor_outside_the_package(module):
 @pytest.mark.parametrize(
   "name, message",
   [
-    ("digit", "'digit' is unknown; give 'digits', or MODULE:FUNCTION"),
+    ("digit", "'digit' is unknown; give 'digits', 'thumbnails', 'videomae:"),
     ("MODULE:mean", "has no function 'mean' for feature extractor"),
     ("no_such_module:f", "of feature extractor .* does not import"),
   ],
@@ -68,3 +68,13 @@ def test_what_it_returns_is_checked(module, name, message):
   frames = np.ones((2, 3, 4, 4, 3), np.uint8)
   with pytest.raises(ValueError, match=message):
     get_features(f"{module}:{name}")(frames)
+
+
+def test_thumbnails_are_mean_colours_of_cells():
+  frames = np.zeros((2, 5, 9, 8, 3), np.uint8)
+  frames[0, 3:, :3, 6:] = (51, 102, 255)  # last frames, upper right corner
+  found = get_features("thumbnails")(frames).reshape(2, 2, 4, 4, 3)
+  np.testing.assert_allclose(found[0, 1, 0, 3], [0.2, 0.4, 1.0], rtol=1e-6)
+  assert found.sum() == pytest.approx(1.6)
+  with pytest.raises(ValueError, match="2 frames of 4x4"):
+    get_features("thumbnails")(frames[:, :1])
