@@ -52,6 +52,8 @@ pre {
   background: var(--tint); border-radius: .5rem; padding: .8rem 1rem;
   overflow-x: auto; font-size: .875rem;
 }
+details { margin: .75rem 0; }
+summary { color: var(--accent); cursor: pointer; }
 figure { margin: 1.5rem 0; }
 figcaption { color: var(--soft); font-size: .875rem; margin-top: .6rem; }
 .wide { overflow-x: auto; }

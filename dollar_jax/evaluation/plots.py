@@ -5,6 +5,7 @@ and by matplotlib's objects alone: no global state, no window system.
 """
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
@@ -69,6 +70,51 @@ def curves(
       ax.set(title=title, xlabel=x)
     for ax in axes.flat[len(titles) :]:
       ax.remove()
+  return figure
+
+
+def curves_of_runs(
+  runs: Mapping[str, Rows],
+  keys: Mapping[str, str],
+  *,
+  x: str = "step",
+  columns: int = 3,
+) -> Figure:
+  """`curves` with a line for each run that has the metric.
+
+  Args:
+    runs: name of a run → metrics.
+    keys: metric → title.
+    x: key of the horizontal axis.
+    columns: plots side by side.
+
+  Raises:
+    ValueError: naming the metrics that no row has.
+  """
+  every = [row for rows in runs.values() for row in rows]
+  figure = curves(every, keys, x=x, columns=columns)
+  colors = dict(zip(runs, itertools.cycle(COLORS), strict=False))
+  named = {}
+  for ax, key in zip(figure.axes, keys, strict=True):
+    ax.lines[0].remove()
+    for name, rows in runs.items():
+      if any(key in row for row in rows):
+        points = _series(rows, x, key)
+        few = len(points[0]) < 30
+        [line] = ax.plot(
+          *points, marker="." if few else None, color=colors[name], label=name
+        )
+        named[name] = line
+    ax.relim()
+    ax.autoscale()
+  if len(runs) > 1:
+    figure.legend(
+      named.values(),
+      named.keys(),
+      loc="outside upper left",
+      ncols=min(len(named), 4),
+      frameon=False,
+    )
   return figure
 
 

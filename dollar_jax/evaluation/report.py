@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 
 from dollar_jax.evaluation import mosaic, page, plots
-from dollar_jax.files import written_whole
+from dollar_jax.files import write_text
 
 _CELL = 128  # pixels that a small clip is enlarged to
 _INTERVAL = "_interval"
@@ -69,6 +69,19 @@ class Code:
   def html(self) -> str:
     """Returns the block as HTML."""
     return f"<pre><code>{_escaped(self.body.strip())}</code></pre>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+  """A block that is seen once its title is clicked."""
+
+  title: str
+  block: Block
+
+  def html(self) -> str:
+    """Returns the block as HTML."""
+    title = _escaped(self.title)
+    return f"<details><summary>{title}</summary>{self.block.html()}</details>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,10 +228,32 @@ def write_report(
   summary: str = "",
   footer: str = "",
 ) -> None:
-  """Writes the report; the file appears whole or not at all.
+  """Writes the page that `render` makes; it appears whole or not at all.
 
   Args:
     path: the HTML file.
+    title: as there.
+    sections: as there.
+    summary: as there.
+    footer: as there.
+
+  Raises:
+    ValueError: if a block holds what it cannot show.
+    OSError: if the file cannot be written.
+  """
+  write_text(path, render(title, sections, summary=summary, footer=footer))
+
+
+def render(
+  title: str,
+  sections: Sequence[Section],
+  *,
+  summary: str = "",
+  footer: str = "",
+) -> str:
+  """Makes the page of a report.
+
+  Args:
     title: heading of the page.
     sections: what is in it.
     summary: a line or two below the heading.
@@ -226,14 +261,13 @@ def write_report(
 
   Raises:
     ValueError: if a block holds what it cannot show.
-    OSError: if the file cannot be written.
   """
   body = "".join(
     f"<section><h2>{_escaped(section.title)}</h2>"
     f"{''.join(block.html() for block in section.blocks)}</section>"
     for section in sections
   )
-  whole = page.PAGE.format(
+  return page.PAGE.format(
     title=_escaped(title),
     summary=_escaped(summary),
     body=body,
@@ -241,8 +275,6 @@ def write_report(
     style=page.STYLE,
     script=page.SCRIPT,
   )
-  with written_whole(path) as part:
-    part.write_text(whole, encoding="utf-8")
 
 
 def _escaped(text: Any) -> str:

@@ -1,11 +1,9 @@
 """What the demo shows: its two HTML reports."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dollar_jax.evaluation import plots
@@ -19,6 +17,7 @@ from dollar_jax.evaluation.report import (
   Text,
   write_report,
 )
+from dollar_jax.parallel import machine
 from dollar_jax.train import metrics as metrics_log
 
 SHOWN_PROMPTS, PICTURED_PROMPTS = 8, 4
@@ -46,14 +45,6 @@ _SPEED = {
   "network_evaluations": "network evaluations",
   "seconds_per_video": "seconds a video",
   "speedup_over_teacher": "times faster than the teacher",
-}
-_LOSSES = {
-  "score_loss": "fake score: denoising loss",
-  "vsd_force": "VSD gradient, RMS an element",
-  "consistency": "consistency loss",
-  "grad_norm": "student: gradient norm",
-  "lrm_loss": "latent reward model: squared error",
-  "lrm_spearman": "latent against true reward, Spearman",
 }
 
 
@@ -219,15 +210,15 @@ def _curves(name: str, rows: list[dict[str, float]]) -> list[Any]:
   """The losses of one run that were logged at all."""
   keys = {
     key: title
-    for key, title in _LOSSES.items()
+    for key, title in metrics_log.TITLES.items()
     if any(key in row for row in rows)
   }
   return [Figure(plots.curves(rows, keys), f"Curves of {name}", name)]
 
 
 def _versions() -> str:
-  device = jax.devices()[0]
+  found = machine.describe()
   return (
-    f"Python {platform.python_version()}, jax {jax.__version__}, "
-    f"{jax.device_count()} x {device.device_kind} ({device.platform})"
+    f"Python {found['python']}, jax {found['jax']}, "
+    f"{found['devices']} x {found['device']}"
   )

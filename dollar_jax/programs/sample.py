@@ -30,7 +30,9 @@ from dollar_jax.diffusion.timesteps import student_grid
 from dollar_jax.evaluation.vbench_suite import read_suite
 from dollar_jax.files import written_whole
 from dollar_jax.interop.buckets import on_disk
+from dollar_jax.interop.folders import write_json
 from dollar_jax.interop.pipeline import Pipeline
+from dollar_jax.parallel.machine import MACHINE, Pace, describe
 from dollar_jax.programs._flags import parse_video_size
 from dollar_jax.train.runs import open_model
 
@@ -231,9 +233,11 @@ def main(values: flags.FlagValues) -> None:
   size = min(values.batch_size, max(len(todo), 1))
   decode = jax.jit(lambda codec, x0: codec.decode(x0))
   starts = range(0, len(todo), size)
+  sampling = Pace()
   for start in tqdm(starts, desc="sample", unit="batch", disable=None):
     rows = todo[start : start + size]
     padded = rows + rows[-1:] * (size - len(rows))  # one shape, one compile
+    sampling.start()
     noises = model.draw_noise([names[n] for n in padded], values.seed)
     if initial is not None:
       noises = noises.at[0].set(initial[jnp.array(padded)])
@@ -241,6 +245,7 @@ def main(values: flags.FlagValues) -> None:
     x0 = model.sample_latents(text, mask, noises, null)
     frames = decode(model.codec, x0) if model.codec is not None else x0
     x0, frames = np.asarray(x0), np.asarray(frames)
+    sampling.stop()
     for i, n in enumerate(rows):
       for file in files[n]:
         if file.exists():
@@ -252,7 +257,26 @@ def main(values: flags.FlagValues) -> None:
   _write_metadata(
     out, [(f[0], prompts[p]) for f, (p, _) in zip(files, jobs, strict=True)]
   )
+  if sampling.median:
+    write_json(out / MACHINE, _speed(values, model, size, sampling.median))
   print(f"{len(jobs)} videos in {out} ({len(jobs) - len(todo)} were there)")
+
+
+def _speed(
+  values: flags.FlagValues, model: Pipeline, size: int, seconds: float
+) -> dict[str, Any]:
+  """How the clips were made, and how fast, for those who compare folders."""
+  recipe = model.recipe
+  return {
+    "model": values.model,
+    "seed": values.seed,
+    "steps": recipe.steps,
+    "guidance": recipe.guidance,
+    "network_evaluations": recipe.network_evaluations,
+    "batch_size": size,
+    "seconds_per_video": seconds / size,
+    **describe(),
+  }
 
 
 def _check_unique(names: list[str]) -> None:

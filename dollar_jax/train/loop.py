@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dollar_jax.interop.buckets import place
 from dollar_jax.interop.folders import write_json
 from dollar_jax.parallel import processes
+from dollar_jax.parallel.machine import MACHINE, Pace, describe
 from dollar_jax.parallel.rules import shard_batch
 from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
@@ -156,7 +157,8 @@ def fit(
     task: what to train.
     batches: where its batches come from.
     config: the run.
-    workdir: its folder: `checkpoints/`, `metrics.jsonl`.
+    workdir: its folder: `checkpoints/`, `metrics.jsonl`, and at the end
+      `machine.json`: what it ran on, and how fast.
     progress: whether to show a bar.
     notes: what else the folder should say of this run, by the name of a JSON
       file; written once it is clear that a checkpoint there is of this run.
@@ -198,10 +200,12 @@ def fit(
     stop = stack.enter_context(on_sigterm())
     times = SaveTimes(config.checkpoint, start)
     behind: dict[str, Array] = {}
+    pace = Pace()
     for index in bar:
       if task.ended():  # as the checkpoint says
         break
       step = index + 1
+      pace.start()
       state, metrics = task.update(state, batches, index)
       # the check reads the step before, so the device never waits for it
       _check_finite(behind, index, config.task)
@@ -222,6 +226,7 @@ def fit(
           log.sync()
         checkpointer.save(step, task.to_saved(state), batches.iterator)
         times.saved(step)
+      pace.stop()
       if stopping:
         checkpointer.wait()
         raise InterruptedError(
@@ -229,6 +234,9 @@ def fit(
           "command again to go on"
         )
     checkpointer.wait()
+    if pace.median and log is not None:
+      note = {"seconds_per_step": pace.median, **describe()}
+      write_json(place(workdir) / MACHINE, note)
     if task.ended():
       logging.warning("%s", task.ended())
   return state

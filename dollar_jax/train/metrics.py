@@ -10,6 +10,16 @@ from typing import Any
 from dollar_jax.files import write_text
 from dollar_jax.interop.buckets import is_remote, place
 
+TITLES = {
+  "score_loss": "fake score: denoising loss",
+  "vsd_force": "VSD gradient, RMS an element",
+  "consistency": "consistency loss",
+  "grad_norm": "student: gradient norm",
+  "lrm_loss": "latent reward model: squared error",
+  "lrm_spearman": "latent against true reward, Spearman",
+}
+"""What a curve of a metric is called; others go by their own names."""
+
 _SECONDS = 60
 """Between two writes of an object in a bucket."""
 
