@@ -59,7 +59,9 @@ def study_page(
   """
   rng = np.random.default_rng(seed)
   order = [pairs[i] for i in rng.permutation(len(pairs))]
-  turned = [bool(n) for n in rng.integers(0, 2, len(pairs))]
+  # half of them, so that no folder keeps to one side
+  extra = rng.integers(2)
+  turned = [bool((n + extra) % 2) for n in rng.permutation(len(pairs))]
   shown, key = [], []
   for pair, turn in zip(order, turned, strict=True):
     left, right = reversed(pair.clips) if turn else pair.clips

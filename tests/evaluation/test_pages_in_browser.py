@@ -80,9 +80,7 @@ def study(tmp_path_factory):
       videos.write_video(file, np.full((4, 16, 16, 3), grey, np.uint8), 8)
   a, b = (root / name for name in FOLDERS)
   flags = [f"--a={a}", f"--b={b}", f"--out={root}"]
-  assert (
-    cli.main(["study", *flags, "--questions=quality,motion", "--seed=1"]) == 0
-  )
+  assert cli.main(["study", *flags, "--questions=quality,motion"]) == 0
   return root / "index.html"
 
 
@@ -103,7 +101,10 @@ def sides(file):
 def test_keys_become_votes_of_the_folders(visit, study, tmp_path):
   page = visit(study)
   shown = sides(study)
-  assert {pair["left"] for pair in shown} == {"alpha", "beta"}
+  assert sorted(pair["left"] for pair in shown) == [
+    *["alpha"] * 2,
+    *["beta"] * 2,
+  ]
   assert page.inner_text("#question") == "Which one looks better?"
   arrow = {"left": "ArrowLeft", "right": "ArrowRight"}
   better = [
