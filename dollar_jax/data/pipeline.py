@@ -29,16 +29,41 @@ def make_batches(
   Raises:
     ValueError: if the set is smaller than one global batch.
   """
-  if len(source) < batch_size:
+  data = endless(source, seed)
+  return iter(batched(data, len(source), batch_size, rows).to_iter_dataset())
+
+
+def endless(source: Any, seed: int) -> grain.MapDataset:
+  """A source again and again, in another order every time."""
+  return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+
+def batched(
+  data: grain.MapDataset,
+  count: int,
+  batch_size: int,
+  rows: Sequence[int] | None = None,
+) -> grain.MapDataset:
+  """This process' rows of the global batches of an endless data set.
+
+  Args:
+    data: of dicts, see `make_batches`.
+    count: how many different ones it has.
+    batch_size: B, of the global batch.
+    rows: see `make_batches`.
+
+  Raises:
+    ValueError: if there are fewer than one global batch.
+  """
+  if count < batch_size:
     raise ValueError(
-      f"the data set holds {len(source)} videos, fewer than one batch of "
+      f"the data set holds {count} videos, fewer than one batch of "
       f"{batch_size}; lower data.batch_size or add videos"
     )
-  data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
   if rows is not None and len(rows) < batch_size:
     data = grain.MapDataset.source(_Share(data, batch_size, tuple(rows)))
     batch_size = len(rows)
-  return iter(data.map(_plain).batch(batch_size).to_iter_dataset())
+  return data.map(_plain).batch(batch_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,8 @@ class DataConfig:
   """Where videos and prompts come from.
 
   Attributes:
-    source: "moving_digits", or the folder of a prepared latent set.
+    source: "moving_digits", the folder of a prepared latent set, or several,
+      "FOLDER=WEIGHT,FOLDER=WEIGHT".
     batch_size: global batch of a step.
     clip: frames, height and width of a clip, for `dollar plan`; empty is the
       teacher's own size. Training takes what the data set has.

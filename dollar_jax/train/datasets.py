@@ -14,6 +14,7 @@ from etils import epath
 
 from dollar_jax.data import latents, moving_digits, shards
 from dollar_jax.data.latents import Example
+from dollar_jax.data.mixing import parse_sources
 from dollar_jax.interop import parts
 from dollar_jax.interop.text_encoders import TextEncoder, WordEncoder
 from dollar_jax.models.linear_vae import LinearVAE
@@ -101,10 +102,62 @@ def open_data(
   return latents.read(f"{folder}/latents/{latents.Latents.VERSION}")
 
 
+@dataclasses.dataclass(frozen=True)
+class LatentSet:
+  """A set that a run draws from.
+
+  Attributes:
+    name: its folder, or `EMBEDDED`.
+    source: see `open_data`.
+    weight: its share in what is drawn, in the unit of the other sets'.
+  """
+
+  name: str
+  source: Any
+  weight: float
+
+
+def open_sets(
+  config: TrainConfig,
+  codec: Codec,
+  encoder: TextEncoder,
+  shape: tuple[int, ...],
+  folder: str,
+) -> list[LatentSet]:
+  """Opens the sets of a run, each fit for it.
+
+  Args:
+    config: the run.
+    codec: the model's.
+    encoder: the model's.
+    shape: [T, H, W, C] of the model's videos, see `with_latents`.
+    folder: see `open_data`.
+
+  Raises:
+    ValueError: if `data.source` cannot be understood, or as `open_data`,
+      `check_made_for` and `with_latents` do.
+  """
+  sources = parse_sources(config.data.source)
+  if len(sources) > 1 and EMBEDDED in sources:
+    raise ValueError(
+      f"config.data.source={config.data.source} mixes {EMBEDDED} with folders; "
+      "give it alone"
+    )
+  sets = []
+  for name, weight in sources.items():
+    data = dataclasses.replace(config.data, source=name)
+    source = open_data(data, codec, encoder, folder)
+    check_made_for(name, codec, encoder)
+    one = dataclasses.replace(config, data=data)
+    source = with_latents(source, one, shape)
+    sets.append(LatentSet(name, source, weight or len(source)))
+  return sets
+
+
 def own_parts(
   config: DataConfig,
 ) -> tuple[LinearVAE, WordEncoder, tuple[int, int, int], float] | None:
-  """What a set was made with that was made without a model.
+  """What a set, the first of several, was made with, if not with a model.
 
   Returns:
     Its codec, its text encoder, frames, height and width of its clips, and
@@ -113,12 +166,13 @@ def own_parts(
   Raises:
     ValueError: if they are damaged, or there is no such set.
   """
-  if config.source == EMBEDDED:
+  source = next(iter(parse_sources(config.source)))
+  if source == EMBEDDED:
     return None
-  if not epath.Path(config.source).is_dir():
-    latents.read(config.source)  # says how to make one
-  found = parts.load_parts(config.source)
-  made = shards.read_metadata(config.source)
+  if not epath.Path(source).is_dir():
+    latents.read(source)  # says how to make one
+  found = parts.load_parts(source)
+  made = shards.read_metadata(source)
   if found is None or "video_size" not in made:
     return None
   return *found, tuple(made["video_size"]), made["fps"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import tempfile
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from dollar_jax.data.mixing import mix_batches
 from dollar_jax.data.moving_digits import FPS
-from dollar_jax.data.pipeline import make_batches
 from dollar_jax.evaluation.plots import TENTHS, calibration, guard_curves
 from dollar_jax.interop import buckets
 from dollar_jax.interop.folders import read_json
@@ -86,14 +87,21 @@ def train(
   data = data_folder or str(own / "data")
   if not processes.is_first():
     processes.wait_for_all("data")
-  source = datasets.open_data(config.data, base.codec, base.text_encoder, data)
+  sets = datasets.open_sets(
+    config, base.codec, base.text_encoder, base.recipe.latent_shape, data
+  )
   if processes.is_first():
     processes.wait_for_all("data")
-  datasets.check_made_for(config.data.source, base.codec, base.text_encoder)
-  source = datasets.with_latents(source, config, base.recipe.latent_shape)
-  base = _sized_as_data(base, source[0], config.data.source)
-  size, seed = config.data.batch_size, config.seed
-  batches = Batches(lambda: make_batches(source, size, seed, rows), rows, mesh)
+  base = _sized_as_sets(base, sets, config, mesh)
+  make = functools.partial(
+    mix_batches,
+    [one.source for one in sets],
+    [one.weight for one in sets],
+    config.data.batch_size,
+    config.seed,
+    rows,
+  )
+  batches = Batches(make, rows, mesh)
   choice = attention_choice(base, mesh)
   if progress and processes.is_first() and mesh.size > 1:
     sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -251,6 +259,42 @@ def _check_model(model: WanConfig, base: Pipeline) -> None:
         f"model.{name} is {have}, but the latents have {channels} channels "
         f"and the text embeddings {width}; set it to {need}"
       )
+
+
+def _sized_as_sets(
+  base: Pipeline,
+  sets: list[datasets.LatentSet],
+  config: TrainConfig,
+  mesh: Mesh,
+) -> Pipeline:
+  """The model that makes videos of the first set's size, and fits the others.
+
+  Raises:
+    ValueError: if a set is not for this model, or the run takes videos of one
+      size only.
+  """
+  sized = [_sized_as_data(base, one.source[0], one.name) for one in sets]
+  shapes = {model.recipe.latent_shape: model for model in sized}
+  if len(shapes) > 1:
+    found = ", ".join(
+      f"{one.name} {model.recipe.latent_shape}"
+      for one, model in zip(sets, sized, strict=True)
+    )
+    climbing = config.distill.climbing if config.task == "distill" else ()
+    user = climbing[0] if climbing else config.guard.every and "guard.every"
+    if user:
+      raise ValueError(
+        f"the data sets have latents of several shapes ({found}), but a run "
+        f"with {user} takes one; give it sets of one shape"
+      )
+    text = base.null_prompt["null_text"].shape
+    for shape, model in shapes.items():
+      attention_choice(model, mesh)
+      init = functools.partial(
+        model.denoiser.init, latent_shape=shape, text_shape=text
+      )
+      jax.eval_shape(init, jax.random.key(0))  # refuses what it cannot take
+  return sized[0]
 
 
 def _sized_as_data(
