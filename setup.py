@@ -60,6 +60,8 @@ LINT = ["import-linter>=2.5,<3", "ruff>=0.14,<0.18"]
 # XLA's compiler for TPUs, which needs none; there is no build for other hosts.
 AOT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 
+NOTEBOOKS = ["ipykernel>=6.29,<8", "jupytext>=1.16,<2", "nbclient>=0.10,<1"]
+
 EXTRAS = {
   "tpu": ["jax[tpu]"],
   "cuda": ["jax[cuda12]"],
@@ -68,9 +70,10 @@ EXTRAS = {
   # brisque compiles libsvm, so that a compiler for C++ must be there
   "rewards": ["brisque>=0.2,<0.3", OPENCV],
   "gcs": ["gcsfs>=2025.3,<2027"],
-  "notebooks": ["ipykernel>=6.29,<8", "jupytext>=1.16,<2", "nbclient>=0.10,<1"],
+  "notebooks": NOTEBOOKS,
   "test": [
     *LINT,
+    *NOTEBOOKS,
     *PARITY,
     *AOT,
     "dockerfile-parse>=2,<3",

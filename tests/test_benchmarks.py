@@ -13,6 +13,7 @@ from benchmarks import (
   bad_rewards,
   convert_memory,
   decode_memory,
+  failures,
   frechet_bias,
   labelling_cost,
   rewards_on_digits,
@@ -332,3 +333,39 @@ def test_bias_falls_with_the_number_of_clips():
   assert few["frechet"] > 3 * many["frechet"] > 0
   assert abs(few["frechet_extrapolated"]) < 0.5 * few["frechet"]
   assert few["frechet_deviation"] > many["frechet_deviation"]
+
+
+def test_failures_are_told_by_what_leaves_the_healthy_for_good():
+  healthy = [
+    {"step": 20 * i, "frechet": 9.0 if i == 1 else 1.0, "diversity": 5.0}
+    for i in range(1, 7)
+  ]
+  failing = [
+    {"step": 20 * i, "frechet": value, "diversity": spread}
+    for i, value, spread in (
+      (1, 9.0, 5.0),  # as the healthy one at that step
+      (2, 3.0, 5.0),  # away, but it comes back
+      (3, 1.1, 5.5),
+      (4, 1.3, 3.9),
+      (5, 4.0, 3.0),
+    )
+  ]
+  assert failures.departures(failing, healthy) == {
+    "frechet": 80,
+    "diversity": 80,
+  }
+  # one that goes on from the healthy run is measured by its end
+  assert failures.departures(failing[:1], healthy, True) == {"frechet": 20}
+  assert failures.departures(healthy, healthy) == {}
+
+
+def test_failures_differ_from_the_healthy_run_as_they_say(tmp_path):
+  healthy = dataclasses.asdict(failures.settings("healthy", tmp_path))
+  for name, changes in failures.FAILURES.items():
+    config = dataclasses.asdict(failures.settings(name, tmp_path))
+    for part, entries in changes.items():
+      for entry, value in entries.items():
+        assert config[part][entry] == value != healthy[part][entry], name
+  clips = np.zeros((1, 1, 2, 2, 3), np.uint8)
+  clips[..., 0, 0, :] = 255
+  assert failures.saturated(clips) == 0.25

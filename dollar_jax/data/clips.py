@@ -13,6 +13,10 @@ import numpy as np
 LONGEST_GAP = 10
 """Seconds between two frames, above which a video counts as broken."""
 
+MOST_PIXELS = 2**26
+"""Of a frame, four times those of 8K; a small file can claim any number."""
+
+_LISTS = ("concat", "dash", "hls", "hls,applehttp", "imf")
 _OPTIONS = {"protocol_whitelist": "file"}  # a playlist could name any address
 _PROBED = 16
 
@@ -198,10 +202,20 @@ def _opened(path: str | os.PathLike) -> av.container.InputContainer:
 
 
 def _video(container: av.container.InputContainer) -> av.VideoStream:
+  if container.format.name in _LISTS:
+    raise ValueError("it is a list of other files")
   if not container.streams.video:
     kind = "audio only" if container.streams.audio else "nothing to see"
     raise ValueError(f"it has no video stream ({kind})")
-  return container.streams.video[0]
+  stream = container.streams.video[0]
+  width, height = stream.width or 0, stream.height or 0
+  if width * height > MOST_PIXELS:
+    raise ValueError(
+      f"its frames of {width}x{height} have more than {MOST_PIXELS:,} pixels"
+    )
+  # frames may be larger than the container says
+  stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+  return stream
 
 
 def _turn(frame: av.VideoFrame) -> int:

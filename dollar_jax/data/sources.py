@@ -18,6 +18,9 @@ LISTS = ("metadata.jsonl", "metadata.csv")
 ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Files that are told of when no caption is known of them."""
 
+LONGEST_CAPTION = 10_000
+"""Characters, above which a caption is taken for a mistake."""
+
 _NEEDED = ("file_name", "text")
 _FAULT = "!"  # begins a reason where a fingerprint is expected
 
@@ -97,6 +100,11 @@ def fingerprint(source: Source) -> str:
   """SHA-256 of the file, or, of one that cannot be used, "!" and the reason."""
   if not source.text.strip():
     return f"{_FAULT}its caption is empty"
+  if len(source.text) > LONGEST_CAPTION:
+    return (
+      f"{_FAULT}its caption has {len(source.text):,} characters, more than "
+      f"{LONGEST_CAPTION:,}"
+    )
   try:
     if not source.path.is_file():
       return f"{_FAULT}there is no such file"
@@ -146,7 +154,7 @@ def read_metadata(file: Path) -> list[tuple[str, str]]:
     try:
       values = json.loads(line)
       row = tuple(values[name] for name in _NEEDED)
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, json.JSONDecodeError, RecursionError):
       row = ()
     if not row or not all(isinstance(value, str) for value in row):
       raise ValueError(

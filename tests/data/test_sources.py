@@ -41,6 +41,9 @@ def test_the_two_kinds_of_list_say_the_same(tmp_path):
     ("metadata.jsonl", '\n{"file_name": "a"}', "line 2 of .* is not underst"),
     ("metadata.jsonl", '{"file_name": 1, "text": "b"}', "line 1 of .* is not"),
     ("metadata.jsonl", "[1]", "line 1 of .* is not understood"),
+    ("metadata.jsonl", '{"file_name": "a", "text', "line 1 of .* is not under"),
+    ("metadata.jsonl", "[" * 10**6, "line 1 of .* is not understood"),
+    ("metadata.jsonl", '{"file_name": null, "text": "b"}', "line 1 of .* is"),
     ("metadata.csv", "file,text\na,b\n", "has no column 'file_name'; its fir"),
     ("metadata.csv", "file_name,text\na\n", "line 2 of .* has fewer columns"),
     ("metadata.csv", "file_name,text\n", "lists no video"),
@@ -79,6 +82,17 @@ def test_what_is_of_no_use_is_told_apart(tmp_path):
     Skipped("folder", "there is no such file"),
     Skipped("b", "it has the same content as b"),
   ]
+
+
+def test_a_caption_of_a_megabyte_is_told_of(tmp_path):
+  (tmp_path / "a").write_bytes(b"1")
+  write_list(tmp_path, [("a", "word " * 200_000)])
+  found = read_sources(tmp_path)
+  kept, [skipped] = sift(found, [fingerprint(one) for one in found])
+  assert not kept
+  assert skipped.reason == (
+    "its caption has 1,000,000 characters, more than 10,000"
+  )
 
 
 def test_videos_without_a_caption_are_seen(tmp_path):
