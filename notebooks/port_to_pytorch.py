@@ -109,6 +109,7 @@ config = runpy.run_path("../configs/digits/student.py")["get_config"]()
 config.teacher = str(theirs)
 config.steps, config.distill.cd_warmup = 60, 40
 config.distill.score_warmup = 40
+config.distill.fresh_noise = 1.0  # what diffusers' scheduler does
 train(from_config_dict(config), str(folder / "run"), progress=False)
 ours = folder / "run" / "model"
 print(sorted(path.name for path in ours.iterdir()))
@@ -141,7 +142,8 @@ scheduler = diffusers.FlowMatchLCMScheduler.from_pretrained(
   ours, subfolder="scheduler"
 )
 scheduler.set_timesteps(len(student.recipe.grid))
-print("times:", [round(float(t)) for t in scheduler.timesteps])
+print("times:", [round(float(t), 1) for t in scheduler.timesteps])
+assert np.allclose(scheduler.timesteps / 1000, student.recipe.grid, atol=1e-5)
 torch.manual_seed(0)
 latents = torch.randn(4, shape[-1], *shape[1:4])
 with torch.no_grad():

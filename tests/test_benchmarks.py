@@ -16,11 +16,13 @@ from benchmarks import (
   failures,
   frechet_bias,
   labelling_cost,
+  prepare_speed,
   rewards_on_digits,
   run_overhead,
   sampling_speed,
   step_cost,
 )
+from dollar_jax.data import videos
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.latent_reward import LatentReward, LatentRewardConfig
 from dollar_jax.models.wan import WanConfig
@@ -369,3 +371,33 @@ def test_failures_differ_from_the_healthy_run_as_they_say(tmp_path):
   clips = np.zeros((1, 1, 2, 2, 3), np.uint8)
   clips[..., 0, 0, :] = 255
   assert failures.saturated(clips) == 0.25
+
+
+def test_prepare_is_measured_with_and_without_its_start(monkeypatch, tmp_path):
+  asked, clock = [], iter(range(0, 1000, 10))
+
+  def prepare(videos, out, processes, flags):
+    asked.append((processes, out))
+
+  monkeypatch.setattr(prepare_speed, "prepare", prepare)
+  monkeypatch.setattr(prepare_speed, "decode", lambda videos: 5)
+  monkeypatch.setattr(prepare_speed.time, "perf_counter", lambda: next(clock))
+  found = prepare_speed.measure(tmp_path, 1, [])
+  assert [processes for processes, _ in asked] == [1, 1, 2, 2]
+  assert asked[0] == asked[1] != asked[2] == asked[3]  # the set is there
+  assert found["decode"] == found["1 whole"] == found["2 whole"] == 10
+  assert found["1 work"] == found["2 work"] == 0
+  found |= {"1 work": 20.0, "2 work": 8.0}
+  lines = prepare_speed.table(found, 40).splitlines()
+  assert lines[1].split()[-3:] == ["10.0", "4.00", "1.00"]
+  assert lines[2].split()[-3:] == ["20.0", "2.00", "0.50"]
+  assert lines[4].split()[-3:] == ["8.0", "5.00", "1.25"]
+
+
+def test_the_floor_of_prepare_decodes_every_frame(tmp_path):
+  for name, frames in (("a", 5), ("b", 7)):
+    clip = np.zeros((frames, 16, 16, 3), np.uint8)
+    videos.write_video(tmp_path / f"{name}.mp4", clip, 8)
+  rows = [f'{{"file_name": "{n}.mp4", "text": "x"}}\n' for n in "ab"]
+  (tmp_path / "metadata.jsonl").write_text("".join(rows))
+  assert prepare_speed.decode(tmp_path) == 12
