@@ -65,7 +65,7 @@ def config_of(name, **changes):
 
 
 folder = Path(tempfile.mkdtemp())
-short = {"steps": 70, "distill__cd_warmup": 40, "distill__score_warmup": 40}
+short = {"steps": 60, "distill__cd_warmup": 40, "distill__score_warmup": 40}
 data = str(folder / "data")
 student = train(
   config_of("student", **short), str(folder / "student"), False, data
@@ -84,7 +84,8 @@ tuned = train(
     "reward",
     student=str(folder / "student"),
     reward__name="boldness",
-    steps=50,
+    reward__warmup_labels=256,
+    steps=40,
   ),
   str(folder / "tuned"),
   False,

@@ -93,6 +93,11 @@ td small { display: block; color: var(--soft); white-space: nowrap; }
   grid-template-rows: auto repeat(var(--rows), 1fr);
   column-gap: 0;
 }
+.clips.large {
+  min-width: calc(6rem + var(--columns) * 8rem);
+  max-width: calc(8rem + var(--columns) * 14rem);
+}
+.clips.large video, .clips.large img { image-rendering: auto; }
 .clips i, .clips b {
   grid-column: 1; position: sticky; left: 0; z-index: 1; align-self: stretch;
   display: flex; align-items: center; padding-right: .6rem;

@@ -196,7 +196,9 @@ class ClipGrid:
     """Returns the block as HTML."""
     clips = np.asarray(self.clips)
     plots.check_names(clips, self.rows, self.columns)
-    frames = mosaic.mosaic(clips, max(1, _CELL // clips.shape[3]))
+    scale = max(1, _CELL // clips.shape[3])
+    frames = mosaic.mosaic(clips, scale)
+    size_class = "clips" if scale > 1 else "clips large"
     kind, data = mosaic.encode(frames, self.fps)
     size = f'width="{frames.shape[2]}" height="{frames.shape[1]}"'
     if kind.startswith("video/"):
@@ -213,7 +215,7 @@ class ClipGrid:
     sides = "".join(f"<b>{_escaped(r)}</b>" for r in self.rows)
     style = f"--rows:{len(self.rows)};--columns:{len(self.columns)}"
     return _figure(
-      f'<div class="clips" style="{style}">'
+      f'<div class="{size_class}" style="{style}">'
       f"<i></i>{heads}{sides}{picture}</div>",
       self.note,
       button,

@@ -14,9 +14,9 @@ def in_step(
 ) -> tuple[np.ndarray, float]:
   """Clips that play side by side, each at its own speed.
 
-  The highest rate is that of all, up to 30; a clip that has ended stays at its
-  last frame. The first clip's shape is that of all: others are made to fit into
-  it, with grey around.
+  The highest rate is that of all, up to 30. The first clip's shape and length
+  are those of all: others are made to fit into it, with grey around, and are
+  cut, or stay at their last frame.
 
   Args:
     clips: (frames uint8 [F, H, W, 3], frames a second) of each.
@@ -26,7 +26,7 @@ def in_step(
     (uint8 [N, F, H, W, 3], frames a second).
   """
   fps = min(max(rate for _, rate in clips), _MOST_FPS)
-  seconds = max(len(frames) / rate for frames, rate in clips)
+  seconds = len(clips[0][0]) / clips[0][1]
   times = np.arange(max(round(seconds * fps), 1)) / fps
   size = _within(clips[0][0].shape[1:3], longest)
   out = np.full((len(clips), len(times), *size, 3), _GREY, np.uint8)

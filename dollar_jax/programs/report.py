@@ -9,6 +9,7 @@ runs share their axes; what `dollar evaluate` wrote becomes a table with
 intervals, and what `dollar sample` wrote one of speed.
 """
 
+import collections
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -213,7 +214,7 @@ def _clip_section(
 
 
 def _score_sections(files: Named) -> list[Section]:
-  rows, notes = [], []
+  rows, notes = [], collections.defaultdict(list)
   for name, file in files.items():
     try:
       content = json.loads(read_text(file))
@@ -225,13 +226,17 @@ def _score_sections(files: Named) -> list[Section]:
       )
     rows.append({"name": name, **_score_row(content)})
     if "features" in content:
-      notes.append(f"{name}: features {content['features']}")
+      notes[f"features {content['features']}"].append(name)
     for what, why in content.get("left_out", {}).items():
-      notes.append(f"{name}: no {what}, {why}")
+      notes[f"no {what}, as {why}"].append(name)
   if not rows:
     return []
   rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
-  note = "Brackets: 95 % intervals. " + "; ".join(notes)
+  told = [
+    f"{text} ({', '.join(names)})" if len(names) < len(rows) else text
+    for text, names in notes.items()
+  ]
+  note = f"Brackets: 95 % intervals. {'; '.join(told)}"
   return [Section("Scores", [Table(rows, note=note)])]
 
 

@@ -18,6 +18,9 @@ def test_each_plays_at_its_own_speed_and_waits_at_its_end():
   assert (found.shape, fps) == ((2, 6, 8, 8, 3), 12.0)
   assert found[0, :, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
   assert found[1, :, 0, 0, 0].tolist() == [0, 0, 1, 1, 1, 1]
+  found, fps = in_step(clips[::-1], 64)
+  assert fps == 12.0
+  assert found[1, :, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_no_page_plays_more_than_thirty_frames_a_second():

@@ -52,7 +52,7 @@ def training_run(folder, rate, losses):
 
 def test_clips_of_shared_prompts_stand_side_by_side(run, clips):
   page = run(f"--clips=teacher={clips / 'a'},{clips / 'b'}")
-  grid = re.search(r'<div class="clips".*?</div>', page, re.DOTALL)[0]
+  grid = re.search(r'<div class="clips.*?</div>', page, re.DOTALL)[0]
   assert re.findall(r"<b>(.*?)</b>", grid) == ["teacher", "b"]
   assert re.findall(r"<span>(.*?)</span>", grid) == ["y", "z"]
   assert page.count("data:video/mp4") == 1
@@ -103,7 +103,7 @@ def test_scores_keep_their_intervals_and_reasons(run, tmp_path):
   assert "[1.25, 1.75]" in page
   assert "jpeg size" in page
   assert "[−3.00, −1.00]" in page
-  assert "student: no frechet_floor, too few" in page
+  assert "no frechet_floor, as too few (student)" in page
   assert "frechet floor</th>" not in page
   assert "81.9" in page
 
