@@ -84,7 +84,7 @@ MOST_BYTES = 20 * 10**6
 """What a page may weigh."""
 
 _SMALLEST = 64
-_ABREAST = 4  # clips of this many prompts fit beside each other
+_ABREAST = 4  # large clips that fit beside each other; of small ones, twice
 _SPEED = {
   "name": "clips",
   "steps": "steps",
@@ -146,7 +146,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _named(flag: str, entries: list[str]) -> Named:
-  """Paths by name; the name of a path is its last part that tells it apart.
+  """Paths by name; one that is not given is the path's last part.
 
   Raises:
     ValueError: if a name stands there twice.
@@ -205,7 +205,7 @@ def _clip_section(
   # all in step with each other, not only prompt by prompt
   flat, fps = in_step([clip for p in prompts for clip in shown[p]], side)
   clips = flat.reshape(len(prompts), len(names), *flat.shape[1:]).swapaxes(0, 1)
-  abreast = _ABREAST if max(flat.shape[2:4]) > _SMALLEST else len(prompts)
+  abreast = _ABREAST if max(flat.shape[2:4]) > _SMALLEST else 2 * _ABREAST
   blocks = [
     ClipGrid(clips[:, i : i + abreast], names, prompts[i : i + abreast], fps)
     for i in range(0, len(prompts), abreast)
@@ -218,7 +218,7 @@ def _score_sections(files: Named) -> list[Section]:
   for name, file in files.items():
     try:
       content = json.loads(read_text(file))
-    except ValueError:
+    except (ValueError, RecursionError):
       content = None
     if not isinstance(content, dict):
       raise ValueError(
