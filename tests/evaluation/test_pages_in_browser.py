@@ -152,9 +152,11 @@ def test_keys_become_votes_of_the_folders(visit, study, tmp_path):
 
 def test_what_is_seen_names_no_folder(visit, study):
   page = visit(study)
-  page.wait_for_function(
-    "[...document.querySelectorAll('video')].every(v => v.readyState > 1)"
-  )
+  # the page forbids eval, by which Playwright's own waiting goes
+  for _ in range(200):
+    if page.evaluate(DECODED):
+      break
+    page.wait_for_timeout(50)
   assert page.evaluate("document.getElementById('left').videoWidth") == 16
   for _ in range(9):
     seen = page.inner_text("body") + page.title()
