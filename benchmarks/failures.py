@@ -4,8 +4,8 @@
 
 Students of the embedded digits, one healthy and five each with one setting made
 wrong, looked at every 20 updates. Writes DIR/failures.json, and of each run a
-plot and a sheet of clips. A run that is finished is kept. About half an hour
-on two cores; docs/failures.md shows what came of it.
+plot and a sheet of clips. A run that is finished is kept. Forty minutes on two
+cores that had other work, too; docs/failures.md shows what came of it.
 """
 
 import argparse
@@ -24,12 +24,13 @@ from benchmarks.rewards_on_digits import CLIPS_SEED, read
 from dollar_jax.data import moving_digits
 from dollar_jax.evaluation import plots
 from dollar_jax.interop.folders import write_json
-from dollar_jax.programs._digits_panel import DigitsPanel, held_out_clips
+from dollar_jax.programs._digits_panel import DigitsPanel
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import metrics
 from dollar_jax.train.config import CheckpointConfig, TrainConfig
 from dollar_jax.train.loop import CONFIG
-from dollar_jax.train.runs import RECIPE, open_model, train
+from dollar_jax.train.models import RECIPE, open_model
+from dollar_jax.train.runs import train
 
 HEALTHY = "healthy"
 FAILURES: dict[str, dict[str, dict[str, Any]]] = {
@@ -175,11 +176,11 @@ def departures(
     goes_on: whether the failing run began where the healthy one ended.
   """
   left: dict[str, int] = {}
+  last = healthy[-3]["step"]
   for row in looks:
-    begin = min(row["step"], healthy[-3]["step"])
-    later = [h for h in healthy if goes_on or h["step"] >= begin]
+    begin = last if goes_on else min(row["step"], last)
     for key in (*SEEN, *LOGGED):
-      known = [h[key] for h in (later[-3:] if goes_on else later) if key in h]
+      known = [h[key] for h in healthy if h["step"] >= begin and key in h]
       if key not in row or not known:
         continue
       low, high = min(known), max(known)
@@ -242,7 +243,7 @@ def main() -> None:
     goes_on = bool(settings(name, folder).student)
     run["left"] = departures(run["looks"], healthy, goes_on)
     draw(name, folder, run["looks"], healthy)
-  clips = held_out_clips()
+  clips = panel.real
   some = slice(0, SAMPLES)
   real = look(clips.frames[some], list(clips.captions[some]), panel)
   write_json(folder / "failures.json", {"real": real, **found})

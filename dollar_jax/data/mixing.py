@@ -26,17 +26,19 @@ def parse_sources(text: str) -> dict[str, float | None]:
     ValueError: if an entry is empty or stands there twice, a weight is not
       above 0, or only some have one.
   """
+  if Path(text).is_dir():  # whatever is in its name
+    return {text: None}
   sources: dict[str, float | None] = {}
-  for entry in text.split(","):
-    folder, has_weight, weight = entry.strip().rpartition("=")
-    if not has_weight or Path(entry.strip()).is_dir():
-      folder, weight = entry.strip(), ""
+  for entry in map(str.strip, text.split(",")):
+    folder, weighted, weight = entry.rpartition("=")
+    if not weighted or Path(entry).is_dir():
+      folder, weighted = entry, ""
     if not folder or folder in sources:
       raise ValueError(
         f"config.data.source={text} has an empty entry or one twice; give "
         "FOLDER=WEIGHT,FOLDER=WEIGHT, each folder once"
       )
-    sources[folder] = _weight(weight, text) if weight else None
+    sources[folder] = _weight(weight, text) if weighted else None
   if len({weight is None for weight in sources.values()}) > 1:
     raise ValueError(
       f"config.data.source={text} has weights for some sets only; give one "

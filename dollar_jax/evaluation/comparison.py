@@ -46,15 +46,12 @@ def compare(
   row: dict[str, Any] = {"samples": len(features)}
   left_out: dict[str, str] = {}
 
-  def enter(name: str, estimate: intervals.Estimate) -> None:
-    row[name], *ends = estimate
-    row[f"{name}_interval"] = [x if np.isfinite(x) else None for x in ends]
-
   def omit(name: str, reason: str) -> None:
     row[name], left_out[name] = None, reason
 
   if len(set(captions)) < len(captions):
-    enter("diversity", diversity.diversity(features, captions, level))
+    found = diversity.diversity(features, captions, level)
+    row |= intervals.entries("diversity", found)
   else:
     omit("diversity", "no prompt has two clips")
   if reference is None:
@@ -70,12 +67,10 @@ def compare(
   if min(count, real) < 2:
     omit("frechet", "one clip has no covariance")
   else:
-    enter(
-      "frechet",
-      frechet.frechet_interval(
-        features, reference, groups, level=level, seed=seed
-      ),
+    found = frechet.frechet_interval(
+      features, reference, groups, level=level, seed=seed
     )
+    row |= intervals.entries("frechet", found)
   needed = 2 * features.shape[1]
   if min(count, real) < needed:
     omit(
@@ -83,12 +78,10 @@ def compare(
       f"it needs {needed} clips of each kind; there are {count} and {real}",
     )
   else:
-    enter(
-      "frechet_extrapolated",
-      frechet.extrapolated_interval(
-        features, reference, groups, real_groups, level=level, seed=seed
-      ),
+    found = frechet.frechet_extrapolated_interval(
+      features, reference, groups, real_groups, level=level, seed=seed
     )
+    row |= intervals.entries("frechet_extrapolated", found)
   if not 2 <= count <= real // 2:
     omit(
       "frechet_floor",

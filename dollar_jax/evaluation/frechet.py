@@ -124,7 +124,7 @@ def frechet_extrapolated(
   return float(np.polyfit(1 / shares, distances, 1)[1])
 
 
-def extrapolated_interval(
+def frechet_extrapolated_interval(
   features_a: np.ndarray,
   features_b: np.ndarray,
   captions_a: Sequence[str] | None = None,
@@ -150,18 +150,14 @@ def extrapolated_interval(
   Raises:
     ValueError: as `frechet_extrapolated` does.
   """
-  # A resample is even only within the captions of the samples it is made of.
-  _, names = np.unique(
-    np.zeros(len(features_a)) if captions_a is None else np.asarray(captions_a),
-    return_inverse=True,
-  )
-  tagged = np.concatenate([_checked(features_a), names[:, None]], axis=1)
+  features_a = _checked(features_a)
+  names = None if captions_a is None else np.asarray(captions_a)
 
-  def distance(samples: np.ndarray) -> float:
+  def distance(rows: np.ndarray) -> float:
     return frechet_extrapolated(
-      samples[:, :-1],
+      features_a[rows],
       features_b,
-      None if captions_a is None else samples[:, -1],
+      None if names is None else names[rows],
       captions_b,
       subsets=subsets,
       seed=seed,
@@ -169,8 +165,8 @@ def extrapolated_interval(
 
   return intervals.bootstrap(
     distance,
-    tagged,
-    captions_a,
+    np.arange(len(features_a)),
+    names,
     level=level,
     resamples=resamples,
     seed=seed,

@@ -1,7 +1,7 @@
 """Estimates with the uncertainty that sampling a finite number leaves."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -19,6 +19,16 @@ class Estimate(NamedTuple):
   value: float
   low: float
   high: float
+
+
+def entries(name: str, estimate: Estimate) -> dict[str, Any]:
+  """An estimate as JSON can hold it: `name`, and `name_interval` [low, high].
+
+  An end that is not finite is None.
+  """
+  value, *ends = estimate
+  finite = [end if np.isfinite(end) else None for end in ends]
+  return {name: value, f"{name}_interval": finite}
 
 
 def wilson(successes: int, count: int, level: float = 0.95) -> Estimate:

@@ -59,18 +59,7 @@ def curves(
     ValueError: naming the metrics that no row has.
   """
   titles = keys if isinstance(keys, Mapping) else {key: key for key in keys}
-  series = {key: _series(rows, x, key) for key in titles}
-  columns = min(columns, len(titles))
-  height = -(-len(titles) // columns)
-  with mpl.rc_context(_STYLE):
-    figure = Figure((3.2 * columns, 2.3 * height), layout="constrained")
-    axes = figure.subplots(height, columns, squeeze=False)
-    for ax, (key, title) in zip(axes.flat, titles.items(), strict=False):
-      ax.plot(*series[key], marker="." if len(series[key][0]) < 30 else None)
-      ax.set(title=title, xlabel=x)
-    for ax in axes.flat[len(titles) :]:
-      ax.remove()
-  return figure
+  return curves_of_runs({"": rows}, titles, x=x, columns=columns)
 
 
 def curves_of_runs(
@@ -91,30 +80,35 @@ def curves_of_runs(
   Raises:
     ValueError: naming the metrics that no row has.
   """
-  every = [row for rows in runs.values() for row in rows]
-  figure = curves(every, keys, x=x, columns=columns)
+  series = {
+    key: {
+      name: _series(rows, x, key)
+      for name, rows in runs.items()
+      if len(runs) == 1 or any(key in row for row in rows)
+    }
+    for key in keys
+  }
   colors = dict(zip(runs, itertools.cycle(COLORS), strict=False))
-  named = {}
-  for ax, key in zip(figure.axes, keys, strict=True):
-    ax.lines[0].remove()
-    for name, rows in runs.items():
-      if any(key in row for row in rows):
-        points = _series(rows, x, key)
-        few = len(points[0]) < 30
-        [line] = ax.plot(
-          *points, marker="." if few else None, color=colors[name], label=name
-        )
-        named[name] = line
-    ax.relim()
-    ax.autoscale()
-  if len(runs) > 1:
-    figure.legend(
-      named.values(),
-      named.keys(),
-      loc="outside upper left",
-      ncols=min(len(named), 4),
-      frameon=False,
-    )
+  columns = min(columns, len(keys))
+  height = -(-len(keys) // columns)
+  lines = {}
+  with mpl.rc_context(_STYLE):
+    figure = Figure((3.2 * columns, 2.3 * height), layout="constrained")
+    axes = figure.subplots(height, columns, squeeze=False)
+    for ax, (key, title) in zip(axes.flat, keys.items(), strict=False):
+      for name, points in series[key].items():
+        few = "." if len(points[0]) < 30 else None
+        [lines[name]] = ax.plot(*points, marker=few, color=colors[name])
+      ax.set(title=title, xlabel=x)
+    for ax in axes.flat[len(keys) :]:
+      ax.remove()
+    if len(runs) > 1:
+      figure.legend(
+        lines.values(),
+        lines.keys(),
+        loc="outside upper left",
+        ncols=min(len(lines), 4),
+      )
   return figure
 
 

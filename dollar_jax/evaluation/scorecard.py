@@ -88,7 +88,6 @@ def evaluate_clips(
     "frame_agreement": agreement,
   }
   row: dict[str, Any] = {"samples": len(frames)}
-  for name, (value, *ends) in estimates.items():
-    row[name] = value
-    row[f"{name}_interval"] = [x if np.isfinite(x) else None for x in ends]
+  for name, estimate in estimates.items():
+    row |= intervals.entries(name, estimate)
   return row

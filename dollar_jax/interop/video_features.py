@@ -1,7 +1,9 @@
 """VideoMAE of transformers, fine-tuned, as a feature extractor of clips.
 
-Its features tell motion from looks where those of I3D see mostly single frames
-(Ge et al., "On the Content Bias in Fréchet Video Distance", arXiv 2404.12391).
+What a distance sees depends on what the network was trained for: classes of
+Kinetics can be told from single frames, those of Something-Something take
+motion (Ge et al., "On the Content Bias in Fréchet Video Distance", arXiv
+2404.12391).
 """
 
 from pathlib import Path
@@ -22,7 +24,7 @@ class VideoMAEFeatures:
   """
 
   def __init__(self, folder: str | Path):
-    """Opens a folder as `hf download MCG-NJU/videomae-base-...` leaves it.
+    """Opens a folder as `hf download` leaves it.
 
     Args:
       folder: with config.json, preprocessor_config.json and safetensors.
@@ -36,7 +38,7 @@ class VideoMAEFeatures:
     if config.get("model_type") != "videomae":
       raise ValueError(
         f"{folder} holds a model of type {config.get('model_type')!r}; give a "
-        "folder of VideoMAE, such as MCG-NJU/videomae-base-finetuned-kinetics"
+        "folder of VideoMAE, such as MCG-NJU/videomae-base-finetuned-ssv2"
       )
     read_json(folder / "preprocessor_config.json")
     try:

@@ -18,7 +18,8 @@ from dollar_jax.programs._digits_panel import DigitsPanel
 from dollar_jax.rewards.base import get_reward
 from dollar_jax.train import metrics as metrics_log
 from dollar_jax.train.config import TrainConfig, from_config_dict
-from dollar_jax.train.runs import open_model, train
+from dollar_jax.train.models import open_model
+from dollar_jax.train.runs import train
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "digits"
 REWARD = "jpeg_compressibility"

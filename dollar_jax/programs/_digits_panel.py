@@ -13,7 +13,7 @@ _HELD_OUT_SEED = 1
 _JUDGE_SEED = 1000
 
 
-def held_out_clips() -> moving_digits.Clips:
+def _held_out_clips() -> moving_digits.Clips:
   """2,000 real clips of digit images that no training has seen."""
   return moving_digits.make_clips("test", _HELD_OUT, _HELD_OUT_SEED)
 
@@ -23,13 +23,15 @@ class DigitsPanel:
 
   Attributes:
     judge: the classifier and feature extractor.
-    reference: features [2000, D] of real clips no training has seen.
+    real: 2,000 real clips of digit images that no training has seen.
+    reference: their features [2000, D].
   """
 
   def __init__(self):
     """Loads the judge and looks at the held-out clips."""
     self.judge = ClipJudge.load(EMBEDDED)
-    self.reference = self.judge.features(held_out_clips().frames)
+    self.real = _held_out_clips()
+    self.reference = self.judge.features(self.real.frames)
 
   def __call__(
     self,
@@ -61,7 +63,7 @@ def fit_judge(folder: str, clips: int = 4000) -> dict[str, float]:
   real = moving_digits.make_clips("train", clips, _JUDGE_SEED)
   judge = ClipJudge.fit(real.frames, real.digits, real.directions)
   judge.save(folder)
-  held_out = held_out_clips()
+  held_out = _held_out_clips()
   found = judge.verdict(held_out.frames)
   digit = found.digits == held_out.digits
   direction = found.directions == held_out.directions

@@ -22,7 +22,7 @@ from dollar_jax.programs._prepare_clips import (
   word_encoder,
 )
 from dollar_jax.programs._prepare_prompts import PromptMaker, repeated
-from dollar_jax.train.runs import open_model
+from dollar_jax.train.models import open_model
 
 _LINEAR_FRAMES = 16
 _LINEAR_BATCH = 8

@@ -18,7 +18,7 @@ from flax import traverse_util
 from dollar_jax.interop import load, transfer
 from dollar_jax.interop.buckets import place
 from dollar_jax.interop.convert import DTYPES, narrow
-from dollar_jax.train.runs import open_model
+from dollar_jax.train.models import open_model
 from dollar_jax.typing import Params
 
 FLAGS = flags.FlagValues()

@@ -21,7 +21,7 @@ from dollar_jax.data import moving_digits
 from dollar_jax.data.videos import list_videos, read_video
 from dollar_jax.evaluation import comparison, intervals
 from dollar_jax.interop.folders import write_json
-from dollar_jax.programs._digits_panel import DigitsPanel, held_out_clips
+from dollar_jax.programs._digits_panel import DigitsPanel
 from dollar_jax.rewards.base import Reward, get_reward
 from dollar_jax.rewards.features import DIGITS, FeatureFn, get_features
 from dollar_jax.rewards.scoring import score
@@ -175,13 +175,13 @@ def main(values: flags.FlagValues) -> None:
       reward: _reward_row(found) for reward, found in clips.scores.items()
     },
   }
-  if clips.digits is not None and result["prompts"] < result["videos"]:
-    result |= DigitsPanel()(clips.digits, clips.prompts)
+  panel = DigitsPanel() if clips.digits is not None else None
+  if panel and result["prompts"] < result["videos"]:
+    result |= panel(clips.digits, clips.prompts)
   if extract is not None:
     result["features"] = name
-    result |= comparison.compare(
-      clips.features, clips.prompts, *_reference(values, extract, clips)
-    )
+    reference = _reference(values.reference, name, extract, panel)
+    result |= comparison.compare(clips.features, clips.prompts, *reference)
   write_json(Path(values.out), result)
   print(table(result))
 
@@ -194,18 +194,20 @@ def _of_digits(folder: str) -> bool:
 
 
 def _reference(
-  values: flags.FlagValues, extract: FeatureFn, clips: Folder
+  folder: str | None, name: str, extract: FeatureFn, panel: DigitsPanel | None
 ) -> tuple[np.ndarray | None, list[str] | None]:
   """Features [M, D] and captions of the real clips, if there are any."""
-  if values.reference:
-    real = look_at(values.reference, extract)
+  if folder:
+    real = look_at(folder, extract)
     return real.features, real.prompts
-  if clips.digits is None:
+  if panel is None:
     return None, None
-  held_out = held_out_clips()
-  starts = range(0, len(held_out.frames), _BATCH)
-  features = [extract(held_out.frames[i : i + _BATCH]) for i in starts]
-  return np.concatenate(features), list(held_out.captions)
+  features = panel.reference
+  if name != DIGITS:
+    starts = range(0, len(panel.real.frames), _BATCH)
+    parts = [extract(panel.real.frames[i : i + _BATCH]) for i in starts]
+    features = np.concatenate(parts)
+  return features, list(panel.real.captions)
 
 
 def table(result: dict[str, Any]) -> str:

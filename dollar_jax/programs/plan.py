@@ -38,9 +38,9 @@ from dollar_jax.parallel.topologies import Machine, open_devices, parse
 from dollar_jax.programs._plan_table import plan_table
 from dollar_jax.train import planning
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
+from dollar_jax.train.models import attention_choice
 from dollar_jax.train.outline import Outline, outline_run
 from dollar_jax.train.remedies import Remedy, remedies
-from dollar_jax.train.runs import attention_choice
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(

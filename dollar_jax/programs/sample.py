@@ -34,7 +34,7 @@ from dollar_jax.interop.folders import write_json
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.parallel.machine import MACHINE, Pace, describe
 from dollar_jax.programs._flags import parse_video_size
-from dollar_jax.train.runs import open_model
+from dollar_jax.train.models import open_model
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(

@@ -14,7 +14,7 @@ TITLES = {
   "score_loss": "fake score: denoising loss",
   "vsd_force": "VSD gradient, RMS an element",
   "consistency": "consistency loss",
-  "grad_norm": "student: gradient norm",
+  "grad_norm": "gradient norm",
   "lrm_loss": "latent reward model: squared error",
   "lrm_spearman": "latent against true reward, Spearman",
 }

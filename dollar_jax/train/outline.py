@@ -12,7 +12,8 @@ from dollar_jax.parallel.mesh import check_batch
 from dollar_jax.parallel.rules import by_batch
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.distill_task import DistillTask
-from dollar_jax.train.runs import make_task, open_base
+from dollar_jax.train.models import open_base
+from dollar_jax.train.runs import make_task
 from dollar_jax.train.teacher_task import TeacherTask
 from dollar_jax.typing import PyTree
 

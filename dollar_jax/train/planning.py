@@ -21,8 +21,8 @@ from dollar_jax.train import cost
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.distill_task import DistillTask
 from dollar_jax.train.loop import Program
+from dollar_jax.train.models import attention_choice
 from dollar_jax.train.outline import Outline
-from dollar_jax.train.runs import attention_choice
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.traffic import network_traffic, step_traffic
 from dollar_jax.typing import PyTree

@@ -102,6 +102,9 @@ def test_sources_are_folders_with_weights(tmp_path):
   odd = tmp_path / "lr=3"
   odd.mkdir()
   assert parse_sources(str(odd)) == {str(odd): None}
+  comma = tmp_path / "a,b=2"
+  comma.mkdir()
+  assert parse_sources(str(comma)) == {str(comma): None}
   assert parse_sources(f"{odd}=3") == {str(odd): 3.0}
 
 
@@ -114,6 +117,7 @@ def test_sources_are_folders_with_weights(tmp_path):
     ("a=1,b", "weights for some sets only"),
     ("a=0,b=1", "weight '0'; it must be a number above 0"),
     ("a=much", "weight 'much'"),
+    ("a=,b=1", "weight ''"),
     ("a=nan", "weight 'nan'"),
     ("a=inf", "weight 'inf'"),
     ("a=-1", "weight '-1'"),

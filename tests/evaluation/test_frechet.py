@@ -94,7 +94,7 @@ def test_interval_of_the_extrapolation_is_as_wide_as_draws_say():
   reference = rng.normal(size=(600, 6))
   draws = [rng.normal(size=(150, 6)) * 1.5 for _ in range(40)]
   values = [frechet.frechet_extrapolated(x, reference) for x in draws]
-  found = frechet.extrapolated_interval(draws[0], reference)
+  found = frechet.frechet_extrapolated_interval(draws[0], reference)
   assert found.value == values[0]
   assert 0.6 < (found.high - found.low) / 2 / 1.96 / np.std(values) < 1.7
 

@@ -225,6 +225,14 @@ def test_student_starts_from_the_noise_given(run, tmp_path):
   assert np.abs(own[name] - given[name]).max() > 0.1
 
 
+def test_a_folder_says_how_its_clips_were_made(run, tmp_path):
+  assert run(PROMPTS, "--batch_size=1", model="teacher")[0] == 0
+  made = json.loads((tmp_path / "out" / "machine.json").read_text())
+  assert (made["steps"], made["guidance"]) == (5, 2.0)
+  assert (made["network_evaluations"], made["batch_size"]) == (10, 1)
+  assert 0 < made["seconds_per_video"] < 60
+
+
 def test_files_are_named_indexed_and_kept(run, tmp_path, models):
   assert run(PROMPTS[:2])[0] == 0
   out = tmp_path / "out"

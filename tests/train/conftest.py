@@ -1,5 +1,6 @@
 """Runs so small that they take seconds, each made once and shared."""
 
+import json
 import os
 import pathlib
 import runpy
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dollar_jax import cli
+from dollar_jax.data import moving_digits, videos
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -235,6 +237,20 @@ def _read_state(workdir, step):
     )
   leaves, _ = jax.tree_util.tree_flatten_with_path(restored["state"])
   return {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
+
+
+@pytest.fixture(scope="session")
+def digit_clips(tmp_path_factory):
+  """A folder of eight digits as videos, with their captions."""
+  folder = tmp_path_factory.mktemp("sets") / "clips"
+  folder.mkdir()
+  made = moving_digits.make_clips("train", 8)
+  rows = []
+  for i, text in enumerate(made.captions):
+    videos.write_video(folder / f"{i}.mp4", made.frames[i], 8)
+    rows.append(json.dumps({"file_name": f"{i}.mp4", "text": text}) + "\n")
+  (folder / "metadata.jsonl").write_text("".join(rows))
+  return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import safetensors.numpy
 from dollar_jax.data import latents
 from dollar_jax.train import datasets, loop, metrics
 from dollar_jax.train.config import DataConfig
-from dollar_jax.train.runs import open_model
+from dollar_jax.train.models import open_model
 
 STEPS = 12
 EXAMPLES = 8

@@ -14,7 +14,7 @@ import pytest
 from dollar_jax.train import metrics
 from dollar_jax.train.checkpoint import Checkpointer, read_networks
 from dollar_jax.train.config import CheckpointConfig
-from dollar_jax.train.runs import open_model
+from dollar_jax.train.models import open_model
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 12

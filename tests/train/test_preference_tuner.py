@@ -19,8 +19,8 @@ from dollar_jax.train.config import (
   TrainConfig,
 )
 from dollar_jax.train.labels import spearman
+from dollar_jax.train.models import open_model
 from dollar_jax.train.preference_tuner import PreferenceTuner
-from dollar_jax.train.runs import open_model
 from dollar_jax.train.shared_labels import Decoder
 
 PAIRS = 240

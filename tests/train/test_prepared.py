@@ -6,30 +6,22 @@ import jax
 import pytest
 
 from dollar_jax import cli
-from dollar_jax.data import latents, moving_digits, videos
+from dollar_jax.data import latents, moving_digits
 from dollar_jax.interop import parts
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.train import datasets
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-  """A folder of digits as videos, with their captions."""
-  folder = tmp_path_factory.mktemp("clips")
-  made = moving_digits.make_clips("train", 8)
-  rows = []
-  for i, text in enumerate(made.captions):
-    videos.write_video(folder / f"{i}.mp4", made.frames[i], 8)
-    rows.append(json.dumps({"file_name": f"{i}.mp4", "text": text}) + "\n")
-  (folder / "metadata.jsonl").write_text("".join(rows))
-  return folder
-
-
-@pytest.fixture(scope="module")
-def linear(clips):
+def linear(digit_clips):
   """A set with a codec and a text encoder of its own."""
-  out = clips.parent / "linear"
-  command = ["prepare", f"--videos={clips}", f"--out={out}", "--codec=linear"]
+  out = digit_clips.parent / "linear"
+  command = [
+    "prepare",
+    f"--videos={digit_clips}",
+    f"--out={out}",
+    "--codec=linear",
+  ]
   size = ["--fit", "--channels=8", "--video_size=4x16x16"]
   assert cli.main([*command, *size]) == 0
   return out
@@ -75,9 +67,9 @@ def test_data_of_another_text_encoder_is_refused_by_name():
 
 
 @pytest.fixture(scope="module")
-def prompts(clips):
+def prompts(digit_clips):
   """A file of four prompts."""
-  file = clips.parent / "prompts.txt"
+  file = digit_clips.parent / "prompts.txt"
   file.write_text("\n".join(moving_digits.all_captions()[:4]))
   return file
 
@@ -89,11 +81,11 @@ def prepare(out, teacher, *flags):
 
 
 def test_what_a_teacher_prepared_fits_it(
-  runs, refusal, clips, prompts, tmp_path
+  runs, refusal, digit_clips, prompts, tmp_path
 ):
   teacher = runs.whole("teacher") / "model"
   out = prepare(
-    tmp_path / "videos", teacher, f"--videos={clips}", "--dtype=bfloat16"
+    tmp_path / "videos", teacher, f"--videos={digit_clips}", "--dtype=bfloat16"
   )
   model = Pipeline.load(teacher)
   datasets.check_made_for(out, model.codec, model.text_encoder)

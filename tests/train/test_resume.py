@@ -1,5 +1,6 @@
 """A run that is killed and started again equals the unbroken one."""
 
+import json
 import os
 import random
 import signal
@@ -11,6 +12,12 @@ from dollar_jax import cli
 from dollar_jax.interop import diffusers, transfer
 
 STEPS = 12
+
+
+def test_a_run_says_what_it_ran_on(runs):
+  made = json.loads((runs.whole("teacher") / "machine.json").read_text())
+  assert 0 < made["seconds_per_step"] < 60
+  assert made["devices"] == 1
 
 
 @pytest.mark.parametrize("kind", ["teacher", "distill", "reward"])

@@ -6,26 +6,19 @@ import shutil
 import pytest
 
 from dollar_jax import cli
-from dollar_jax.data import latents, moving_digits, videos
+from dollar_jax.data import latents
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.train import loop
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory, _runs, _plain_compiler):
+def sets(digit_clips, _runs, _plain_compiler):
   """Sets that one teacher prepared, of two sizes."""
-  clips = tmp_path_factory.mktemp("clips")
-  made = moving_digits.make_clips("train", 8)
-  rows = []
-  for i, text in enumerate(made.captions):
-    videos.write_video(clips / f"{i}.mp4", made.frames[i], 8)
-    rows.append(json.dumps({"file_name": f"{i}.mp4", "text": text}) + "\n")
-  (clips / "metadata.jsonl").write_text("".join(rows))
   teacher = _runs.whole("teacher") / "model"
   folders = []
   for size in ("8x32x32", "4x16x24"):
-    out = clips.parent / f"set{size}"
-    command = ["prepare", f"--videos={clips}", f"--model={teacher}"]
+    out = digit_clips.parent / f"set{size}"
+    command = ["prepare", f"--videos={digit_clips}", f"--model={teacher}"]
     assert cli.main([*command, f"--video_size={size}", f"--out={out}"]) == 0
     folders.append(str(out))
   return folders
