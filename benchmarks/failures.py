@@ -209,7 +209,7 @@ def draw(name: str, folder: Path, looks: Rows, healthy: Rows) -> None:
   sheet = plots.contact_sheet(
     clips[:, chosen], list(runs), [captions[i] for i in chosen]
   )
-  (folder / f"{name}_clips.png").write_bytes(sheet)
+  (folder / f"{name}-clips.png").write_bytes(sheet)
 
 
 def table(found: Mapping[str, Mapping[str, Any]], real: Mapping) -> str:

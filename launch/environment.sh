@@ -11,6 +11,9 @@ venv=$root/.venv
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}
 
+# Where modules are not kept compiled, each process compiles all of JAX anew.
+unset PYTHONDONTWRITEBYTECODE
+
 fail() {
   echo "$(basename "$0"): error: $*" >&2
   exit 1

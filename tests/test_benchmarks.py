@@ -380,18 +380,18 @@ def test_prepare_is_measured_with_and_without_its_start(monkeypatch, tmp_path):
     asked.append((processes, out))
 
   monkeypatch.setattr(prepare_speed, "prepare", prepare)
-  monkeypatch.setattr(prepare_speed, "decode", lambda videos: 5)
+  monkeypatch.setattr(prepare_speed, "decode", lambda videos, tuned: 5)
   monkeypatch.setattr(prepare_speed.time, "perf_counter", lambda: next(clock))
   found = prepare_speed.measure(tmp_path, 1, [])
   assert [processes for processes, _ in asked] == [1, 1, 2, 2]
   assert asked[0] == asked[1] != asked[2] == asked[3]  # the set is there
-  assert found["decode"] == found["1 whole"] == found["2 whole"] == 10
+  assert found["plain"] == found["1 whole"] == found["2 whole"] == 10
   assert found["1 work"] == found["2 work"] == 0
-  found |= {"1 work": 20.0, "2 work": 8.0}
+  found |= {"tuned": 5.0, "1 work": 20.0, "2 work": 8.0}
   lines = prepare_speed.table(found, 40).splitlines()
-  assert lines[1].split()[-3:] == ["10.0", "4.00", "1.00"]
-  assert lines[2].split()[-3:] == ["20.0", "2.00", "0.50"]
-  assert lines[4].split()[-3:] == ["8.0", "5.00", "1.25"]
+  assert lines[1].split()[-4:] == ["10.0", "4.00", "1.00", "0.50"]
+  assert lines[3].split()[-4:] == ["20.0", "2.00", "0.50", "0.25"]
+  assert lines[5].split()[-4:] == ["8.0", "5.00", "1.25", "0.62"]
 
 
 def test_the_floor_of_prepare_decodes_every_frame(tmp_path):
@@ -400,4 +400,5 @@ def test_the_floor_of_prepare_decodes_every_frame(tmp_path):
     videos.write_video(tmp_path / f"{name}.mp4", clip, 8)
   rows = [f'{{"file_name": "{n}.mp4", "text": "x"}}\n' for n in "ab"]
   (tmp_path / "metadata.jsonl").write_text("".join(rows))
-  assert prepare_speed.decode(tmp_path) == 12
+  for tuned in (False, True):
+    assert prepare_speed.decode(tmp_path, tuned) == 12

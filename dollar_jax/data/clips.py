@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 LONGEST_GAP = 10
 """Seconds between two frames, above which a video counts as broken."""
@@ -127,13 +128,16 @@ def _ticks(path: str | os.PathLike, form: ClipForm) -> Iterator[np.ndarray]:
   """Frames uint8 [H, W, 3], one a tick of `form.fps`."""
   tick, count, rate = 0, 0, form.rate
   held = end = None
+  scaler = VideoReformatter()  # one a file: making one takes as long as a frame
   for at, frame, aspect in _timed(path):
     count += 1
     if held is not None:
       middle = (held[0] + at) / 2
       picture = None
       while tick / rate <= middle:
-        picture = _picture(*held[1:], form) if picture is None else picture
+        picture = (
+          _picture(*held[1:], form, scaler) if picture is None else picture
+        )
         yield picture
         tick += 1
     gap = at - held[0] if held is not None else Fraction(0)
@@ -146,7 +150,7 @@ def _ticks(path: str | os.PathLike, form: ClipForm) -> Iterator[np.ndarray]:
     end = 1 / rate
   picture = None
   while held is not None and tick / rate < end:
-    picture = _picture(*held[1:], form) if picture is None else picture
+    picture = _picture(*held[1:], form, scaler) if picture is None else picture
     yield picture
     tick += 1
 
@@ -240,7 +244,10 @@ def _shown(frame: av.VideoFrame, aspect: Fraction) -> tuple[Fraction, Fraction]:
 
 
 def _picture(
-  frame: av.VideoFrame, aspect: Fraction, form: ClipForm
+  frame: av.VideoFrame,
+  aspect: Fraction,
+  form: ClipForm,
+  scaler: VideoReformatter,
 ) -> np.ndarray:
   """A frame scaled, turned and cropped: uint8 [H, W, 3]."""
   height, width = _shown(frame, aspect)
@@ -249,8 +256,12 @@ def _picture(
   width = max(round(width * scale), form.width)
   turn = _turn(frame)
   stored = (width, height) if turn % 2 else (height, width)
-  picture = frame.reformat(
-    height=stored[0], width=stored[1], format="rgb24", interpolation="BICUBIC"
+  picture = scaler.reformat(
+    frame,
+    height=stored[0],
+    width=stored[1],
+    format="rgb24",
+    interpolation="BICUBIC",
   ).to_ndarray()
   picture = np.rot90(picture, turn)
   top = (height - form.height) // 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from dollar_jax.data.sources import read_metadata
 from dollar_jax.files import written_whole
@@ -70,7 +71,11 @@ def read_video(path: str | os.PathLike) -> tuple[np.ndarray, float]:
       if not container.streams.video:
         raise ValueError(f"{path} has no video stream; is it a video?")
       stream = container.streams.video[0]
-      frames = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
+      scaler = VideoReformatter()  # frames would make one each
+      frames = [
+        scaler.reformat(frame, format="rgb24").to_ndarray()
+        for frame in container.decode(stream)
+      ]
       fps = float(stream.average_rate or 0)
   except av.error.FFmpegError as error:
     raise ValueError(

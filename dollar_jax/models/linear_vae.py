@@ -6,7 +6,6 @@ a true decoder, at no training cost. Principal components of patches of
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 
 import einops
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dollar_jax.models.pixels import to_frames, to_signal
+from dollar_jax.models.pixels import HALF_RANGE, to_frames, to_signal
 from dollar_jax.typing import Array
 
 
@@ -85,11 +84,11 @@ class LinearVAE:
     """
     count, total, squares = 0, 0.0, 0.0
     for clip in clips:
-      some = _flat_patches(clip[None], patch)
-      some = some[:: -(-len(some) // patches_per_clip)].astype(np.float64)
+      some = _flat_patches(clip[None], patch, patches_per_clip)
       _check_channels(channels, some.shape[-1], patch)
-      count, total = count + len(some), total + some.sum(axis=0)
-      squares = squares + some.T @ some
+      count += len(some)
+      total = total + some.sum(axis=0, dtype=np.float64)
+      squares = squares + (some.T @ some).astype(np.float64)
     if not count:
       raise ValueError("there is no clip to fit a codec to; add videos")
     mean = total / count
@@ -123,8 +122,35 @@ class LinearVAE:
       ValueError: if the clips are not such an array, or do not divide into
         patches.
     """
-    patches = _patchify(to_signal(frames), self.patch)
-    return ((patches - self.mean) @ self.basis) / self.scale
+    return self.encode_patches(self.patchify(frames))[0]
+
+  def patchify(self, frames: Array) -> Array:
+    """uint8 [B, F, H, W, 3] → uint8 [B, F/p, H/q, W/r, patch pixels * 3].
+
+    On a CPU NumPy does this in a quarter of XLA's time.
+
+    Raises:
+      ValueError: as `encode`.
+    """
+    return _patchify(frames, self.patch)
+
+  def encode_patches(self, patches: Array) -> tuple[Array, Array]:
+    """The other half of `encode`, and what it loses.
+
+    Args:
+      patches: uint8 [..., T, h, w, patch pixels * 3], see `patchify`.
+
+    Returns:
+      (latents float32 [..., T, h, w, C], mean squared error [...] of the pixels
+      that they decode to, in grey levels, before these are clipped and
+      rounded). As the basis is orthonormal, that is what the latents lack of
+      the patches' squares: nothing is decoded.
+    """
+    centred = to_signal(patches) - self.mean
+    components = centred @ self.basis
+    lost = (centred**2).sum(-1) - (components**2).sum(-1)
+    error = lost.mean((-3, -2, -1)) * HALF_RANGE**2 / centred.shape[-1]
+    return components / self.scale, jnp.maximum(error, 0.0)
 
   def decode_signal(self, latents: Array) -> Array:
     """float32 latents → float32 pixels in about [-1, 1], not clipped."""
@@ -179,10 +205,15 @@ class LinearVAE:
     return cls(**arrays, patch=tuple(config["patch"]))
 
 
-def _flat_patches(frames: np.ndarray, patch: tuple) -> np.ndarray:
-  """float32 [all patches, pixels * 3] of clips [N, F, H, W, 3]."""
-  patches = np.asarray(_patchify(to_signal(jnp.asarray(frames)), patch))
-  return patches.reshape(-1, patches.shape[-1])
+def _flat_patches(
+  frames: np.ndarray, patch: tuple, most: int | None = None
+) -> np.ndarray:
+  """float32 signal [patches, pixels * 3] of clips, of `most` evenly spread."""
+  patches = _patchify(frames, patch)
+  patches = patches.reshape(-1, patches.shape[-1])
+  if most is not None:
+    patches = patches[:: -(-len(patches) // most)]
+  return np.asarray(to_signal(patches))
 
 
 def _check_channels(channels: int, most: int, patch: tuple) -> None:
@@ -200,7 +231,6 @@ def _check_divides(sizes: tuple, patch: tuple) -> None:
     )
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def _patchify(pixels: Array, patch: tuple[int, int, int]) -> Array:
   if pixels.ndim != 5 or pixels.shape[-1] != 3:
     raise ValueError(

@@ -2,10 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dollar_jax.data.clips import ClipForm, cut_clips
@@ -64,7 +63,7 @@ class ClipMaker:
       for s, text, reason in zip(some, texts, reasons, strict=True)
       if not reason
     }
-    errors, waiting = [], []
+    errors, waiting, begun = [], [], []
     todo = [s for s in some if s.file_name in known]
     cuts = decode_in_order(
       todo, lambda source: cut_clips(source.path, self.form), self.threads
@@ -74,40 +73,67 @@ class ClipMaker:
         clips[source.file_name] += 1
         waiting.append((source, item))
         if len(waiting) == self.batch_size:
-          yield from self._encoded(waiting, known, errors)
+          # this batch is encoded while the one before is written
+          begun.append(self._begin(waiting))
           waiting = []
+          if len(begun) > 1:
+            yield from _finished(begun.pop(0), known, errors)
         continue
       done(1)
       if item is not None:
         taken = clips[source.file_name]
         skipped.append(Skipped(source.file_name, str(item), taken))
-    yield from self._encoded(waiting, known, errors)
+    if waiting:
+      begun.append(self._begin(waiting))
+    for batch in begun:
+      yield from _finished(batch, known, errors)
     notes["clips"] = clips
     notes["skipped"] = [dataclasses.asdict(s) for s in skipped]
     notes["squared_error"] = float(sum(errors))
 
-  def _encoded(
-    self,
-    waiting: list[tuple[Source, np.ndarray]],
-    known: dict[str, tuple[np.ndarray, np.ndarray]],
-    errors: list[float],
-  ) -> Iterator[dict[str, Any]]:
-    if not waiting:
-      return
+  def _begin(self, clips: list[tuple[Source, np.ndarray]]) -> "_Batch":
     # one shape, one compilation
-    fill = [waiting[-1]] * (self.batch_size - len(waiting))
-    frames = np.stack([clip for _, clip in waiting + fill])
-    latents, error = _encode(self.codec, frames)
-    errors += np.asarray(error, np.float64)[: len(waiting)].tolist()
-    rows = zip(waiting, np.asarray(latents, np.float32), strict=False)
-    for (source, _), latent in rows:
-      text, mask = known[source.file_name]
-      yield {
-        "latents": latent,
-        "text": text,
-        "text_mask": mask,
-        "prompt": source.text,
-      }
+    fill = [clips[-1]] * (self.batch_size - len(clips))
+    frames = np.stack([clip for _, clip in clips + fill])
+    if isinstance(self.codec, LinearVAE):
+      found = _encode_patches(self.codec, self.codec.patchify(frames))
+    else:
+      found = _encode(self.codec, frames), None
+    return _Batch([source for source, _ in clips], *found)
+
+
+class _Batch(NamedTuple):
+  """Clips that are being encoded; the arrays may have more rows than they.
+
+  Attributes:
+    sources: of the clips.
+    latents: of each.
+    errors: squared error of each, if known.
+  """
+
+  sources: list[Source]
+  latents: Array
+  errors: Array | None
+
+
+def _finished(
+  batch: _Batch,
+  known: dict[str, tuple[np.ndarray, np.ndarray]],
+  errors: list[float],
+) -> Iterator[dict[str, Any]]:
+  """The examples of a batch, once it is encoded."""
+  if batch.errors is not None:
+    found = np.asarray(batch.errors, np.float64)
+    errors += found[: len(batch.sources)].tolist()
+  rows = zip(batch.sources, np.asarray(batch.latents, np.float32), strict=False)
+  for source, latent in rows:
+    text, mask = known[source.file_name]
+    yield {
+      "latents": latent,
+      "text": text,
+      "text_mask": mask,
+      "prompt": source.text,
+    }
 
 
 def embed(
@@ -166,11 +192,11 @@ def word_encoder(captions: Sequence[str], dim: int) -> WordEncoder:
 
 
 @jax.jit
-def _encode(codec: Any, frames: Array) -> tuple[Array, Array]:
-  """Latents, and each clip's mean squared error if the codec is linear."""
-  latents = codec.encode(frames)
-  if not isinstance(codec, LinearVAE):
-    return latents, jnp.zeros(len(frames))
-  back = codec.decode(latents).astype(jnp.float32)
-  error = (back - frames.astype(jnp.float32)) ** 2
-  return latents, error.mean(axis=(1, 2, 3, 4))
+def _encode(codec: Any, frames: Array) -> Array:
+  return codec.encode(frames)
+
+
+@jax.jit
+def _encode_patches(codec: LinearVAE, patches: Array) -> tuple[Array, Array]:
+  """Clip by clip: what is made of one stays in a CPU's cache."""
+  return jax.lax.map(codec.encode_patches, patches)

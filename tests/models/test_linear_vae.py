@@ -107,6 +107,20 @@ def test_error_is_the_variance_left_out(clips, codec):
   assert _error(codec, clips) == pytest.approx(left_out, rel=1e-3)
 
 
+def test_error_is_told_without_decoding(clips, codec):
+  """By Pythagoras, of each clip, in grey levels."""
+  latents, errors = codec.encode_patches(codec.patchify(clips))
+  np.testing.assert_array_equal(latents, codec.encode(clips))
+  back = np.asarray(codec.decode_signal(latents), np.float64)
+  wanted = ((back + 1) * 127.5 - clips) ** 2
+  wanted = wanted.mean(axis=(1, 2, 3, 4))
+  np.testing.assert_allclose(errors, wanted, rtol=1e-4)
+  assert wanted.min() > 1  # something is lost of each
+  full = LinearVAE.fit(clips, PATCH, FULL)
+  _, errors = full.encode_patches(full.patchify(clips))
+  assert 0 <= np.min(errors) <= np.max(errors) < 0.01
+
+
 def test_basis_is_orthonormal(codec):
   np.testing.assert_allclose(codec.basis.T @ codec.basis, np.eye(8), atol=1e-5)
 
