@@ -128,7 +128,7 @@ def _ticks(path: str | os.PathLike, form: ClipForm) -> Iterator[np.ndarray]:
   """Frames uint8 [H, W, 3], one a tick of `form.fps`."""
   tick, count, rate = 0, 0, form.rate
   held = end = None
-  scaler = VideoReformatter()  # one a file: making one takes as long as a frame
+  scaler = VideoReformatter()  # frames would make one each
   for at, frame, aspect in _timed(path):
     count += 1
     if held is not None:
