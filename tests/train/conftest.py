@@ -124,6 +124,7 @@ class Runs:
     """The folder of the run that nothing interrupted; not to be changed."""
     workdir = self.folder / kind
     if not (workdir / "model").is_dir():
+      shutil.rmtree(workdir, ignore_errors=True)  # of a test that was ended
       if kind != "teacher":
         self._bring_data(workdir)
       assert cli.main(self.command(kind, workdir)) == 0

@@ -89,7 +89,7 @@ def test_a_process_that_lost_the_other_ends_and_says_so(runs):
       assert survivor.poll() is None, survivor.stderr.read()
       time.sleep(0.1)
     victim.kill()
-    _, err = survivor.communicate(timeout=100)
+    _, err = survivor.communicate(timeout=300)
   finally:
     for process in processes:
       process.kill()
