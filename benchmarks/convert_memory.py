@@ -97,7 +97,8 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> tuple[float, int]:
   start = time.perf_counter()
   process = subprocess.Popen([*command, f"--source={source}", f"--out={out}"])
   _, status, used = os.wait4(process.pid, 0)
-  if status:
+  process.returncode = os.waitstatus_to_exitcode(status)
+  if process.returncode:
     raise SystemExit(f"converting {source} failed")
   return time.perf_counter() - start, used.ru_maxrss * 1024
 
