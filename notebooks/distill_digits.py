@@ -56,13 +56,14 @@ print(f"{recipe.network_evaluations} evaluations of the network a clip")
 # ## The student
 #
 # `configs/digits/student.py` is the run of `dollar demo`; here it is cut to
-# half its updates. The first ones are by consistency alone, so that the
+# a third of its updates. The first ones are by consistency alone, so that the
 # student's clips overlap the teacher's when VSD begins.
 
 # %%
 config = runpy.run_path("../configs/digits/student.py")["get_config"]()
-config.steps = 110
-config.distill.cd_warmup = 40
+config.steps = 75
+config.scan = True  # compiles one block of the network instead of all four
+config.distill.cd_warmup = config.distill.score_warmup = 30
 workdir = tempfile.mkdtemp()
 student = train(from_config_dict(config), workdir, progress=False)
 student.recipe

@@ -52,20 +52,21 @@ def boldness(frames, prompts):
 # ## A student to tune
 #
 # A short distillation of the teacher in the package (`distill_digits.ipynb`
-# explains it).
+# explains it). `scan` compiles one block of the network instead of all four.
 
 
 # %%
 def config_of(name, **changes):
   """A config of configs/digits with other entries, by dotted name."""
   config = runpy.run_path(f"../configs/digits/{name}.py")["get_config"]()
+  config.scan = True
   for entry, value in changes.items():
     config.update_from_flattened_dict({entry.replace("__", "."): value})
   return from_config_dict(config)
 
 
 folder = Path(tempfile.mkdtemp())
-short = {"steps": 60, "distill__cd_warmup": 40, "distill__score_warmup": 40}
+short = {"steps": 30, "distill__cd_warmup": 20, "distill__score_warmup": 20}
 data = str(folder / "data")
 student = train(
   config_of("student", **short), str(folder / "student"), False, data
@@ -84,8 +85,8 @@ tuned = train(
     "reward",
     student=str(folder / "student"),
     reward__name="boldness",
-    reward__warmup_labels=256,
-    steps=40,
+    reward__warmup_labels=128,
+    steps=20,
   ),
   str(folder / "tuned"),
   False,

@@ -232,25 +232,23 @@ def _try_to_read(
 
 def _checksum(tree: PyTree) -> int:
   """Sum of all words modulo 2**32, whatever their order and sharding."""
-  arrays = jax.tree.leaves(tree)
-  on_device = [x for x in arrays if isinstance(x, jax.Array)]
-  total = int(_sum_words(on_device)) if on_device else 0
-  for x in arrays:
-    if not isinstance(x, jax.Array):
-      words = np.asarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
-      total += int(words.sum(dtype=np.uint64))
-  return total % 2**32
+  sums = [_sum_words(x) for x in jax.tree.leaves(tree)]
+  return sum(int(x) for x in sums) % 2**32
 
 
-@jax.jit
-def _sum_words(arrays: list[Array]) -> Array:
-  total = jnp.zeros((), jnp.uint32)
-  for x in arrays:
-    if x.dtype != bool:
-      kind = f"uint{8 * x.dtype.itemsize}"
-      x = jax.lax.bitcast_convert_type(x, kind)
-    total += jnp.sum(x, dtype=jnp.uint32)
-  return total
+def _sum_words(array: Array | np.ndarray) -> Array | np.uint64:
+  if isinstance(array, jax.Array):
+    return _sum_words_on_device(array)
+  words = np.asarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}")
+  return words.sum(dtype=np.uint64)
+
+
+@jax.jit  # array by array: one program of a whole state compiles for long
+def _sum_words_on_device(array: Array) -> Array:
+  if array.dtype != bool:
+    kind = f"uint{8 * array.dtype.itemsize}"
+    array = jax.lax.bitcast_convert_type(array, kind)
+  return jnp.sum(array, dtype=jnp.uint32)
 
 
 def _differences(
