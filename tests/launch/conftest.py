@@ -130,7 +130,7 @@ class Cloud:
       text=True,
       env=self.environment,
       cwd=self.folder,
-      timeout=300,
+      timeout=60,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done
@@ -158,7 +158,7 @@ class Cloud:
   def trainings(self, node, worker=0, count=1):
     """The arguments of each training of a worker, once there are `count`."""
     file = self.home(node, worker) / "arguments.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 10
     while True:
       lines = file.read_text().splitlines() if file.exists() else []
       if len(lines) >= count:

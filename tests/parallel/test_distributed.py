@@ -84,7 +84,7 @@ def wait_until_joined(process):
 
 def test_two_processes_add_up(start):
   for process in [start(ADD_UP, index) for index in range(2)]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err[-2000:]
     assert out.split()[-1] == "3"
 
@@ -95,7 +95,7 @@ def test_two_processes_add_up(start):
 )
 def test_a_process_that_stays_alone_says_what_it_tried(start, index, reason):
   process = start(ALONE, index)
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=60)
   # one that gave up cannot go on as if nothing was
   assert process.returncode == 75
   assert out.count("\n") == 1
@@ -124,7 +124,7 @@ def test_a_process_that_lost_another_says_so_and_ends(start, victim, together):
     wait_until_joined(process)
   processes[victim].kill()
   survivor = processes[1 - victim]
-  _, err = survivor.communicate(timeout=120)
+  _, err = survivor.communicate(timeout=30)
   last = err.splitlines()[-1]
   assert survivor.returncode == 75, err
   assert last.startswith(f"dollar train: error: process {1 - victim} of 2 lost")
@@ -133,7 +133,7 @@ def test_a_process_that_lost_another_says_so_and_ends(start, victim, together):
 
 def test_a_process_that_fails_does_not_wait_for_the_other(start):
   processes = [start(TOGETHER, index, "own fault") for index in range(2)]
-  errors = [process.communicate(timeout=120)[1] for process in processes]
+  errors = [process.communicate(timeout=30)[1] for process in processes]
   last = [err.splitlines()[-1] for err in errors]
   assert [process.returncode for process in processes] == [75, 1]
   assert last[0].startswith("dollar train: error: process 0 of 2 lost another")

@@ -94,7 +94,7 @@ class Victim:
     return file.read_text().count("\n") if file.exists() else 0
 
   def _wait(self, process, condition):
-    deadline = time.monotonic() + 800
+    deadline = time.monotonic() + 250
     while not condition():
       if process.poll() is not None or time.monotonic() > deadline:
         process.kill()

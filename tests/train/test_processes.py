@@ -61,6 +61,7 @@ def train(runs, count, command, devices=4):
     assert process.returncode == 0, err
 
 
+@pytest.mark.timeout(900)  # four programs, one after another
 def test_two_processes_train_as_one(runs, assert_same_run):
   kind, mesh = "reward", {"mesh__fsdp": 2}
   two, one = runs.fresh(), runs.fresh()
@@ -89,7 +90,7 @@ def test_a_process_that_lost_the_other_ends_and_says_so(runs):
       assert survivor.poll() is None, survivor.stderr.read()
       time.sleep(0.1)
     victim.kill()
-    _, err = survivor.communicate(timeout=300)
+    _, err = survivor.communicate(timeout=100)
   finally:
     for process in processes:
       process.kill()

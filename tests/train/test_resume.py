@@ -100,7 +100,7 @@ def test_an_unfinished_run_converts_to_its_newest_checkpoint(runs, kind):
 
 
 def _wait_for_row(process, file, count):
-  deadline = time.monotonic() + 800
+  deadline = time.monotonic() + 250
   while time.monotonic() < deadline and process.poll() is None:
     if file.exists() and file.read_text().count("\n") >= count:
       return
