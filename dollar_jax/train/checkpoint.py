@@ -1,6 +1,7 @@
 """Checkpoints: everything that changes, saved in the background by Orbax."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,9 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from dollar_jax.interop.buckets import is_remote, place
 from dollar_jax.interop.orbax_faults import first_line, quiet_orbax
+from dollar_jax.parallel import processes
 from dollar_jax.train.config import CheckpointConfig
 from dollar_jax.typing import Array, PyTree
 
@@ -232,23 +235,53 @@ def _try_to_read(
 
 def _checksum(tree: PyTree) -> int:
   """Sum of all words modulo 2**32, whatever their order and sharding."""
-  sums = [_sum_words(x) for x in jax.tree.leaves(tree)]
-  return sum(int(x) for x in sums) % 2**32
+  arrays = jax.tree.leaves(tree)
+  on_device = [x for x in arrays if isinstance(x, jax.Array)]
+  on_host = [np.asarray(x) for x in arrays if not isinstance(x, jax.Array)]
+  total = sum(_sum_words_on_host(x) for x in on_host)
+  if on_device:
+    own = jax.device_get([x for array in on_device for x in _own_sums(array)])
+    mine = sum(x.item() for x in own) % 2**32
+    everyones = processes.gather_rows(np.array([mine], np.uint32))
+    total += int(everyones.sum(dtype=np.uint64))
+  return total % 2**32
 
 
-def _sum_words(array: Array | np.ndarray) -> Array | np.uint64:
-  if isinstance(array, jax.Array):
-    return _sum_words_on_device(array)
-  words = np.asarray(array).reshape(-1).view(f"uint{8 * array.dtype.itemsize}")
-  return words.sum(dtype=np.uint64)
+def _sum_words_on_host(array: np.ndarray) -> int:
+  words = array.reshape(-1).view(f"uint{8 * array.dtype.itemsize}")
+  return int(words.sum(dtype=np.uint64))
 
 
-@jax.jit  # array by array: one program of a whole state compiles for long
-def _sum_words_on_device(array: Array) -> Array:
+def _own_sums(array: Array) -> list[Array]:
+  """Sums of this process' parts of an array; of equal copies one counts."""
+  shards = _sum_parts(array, array.sharding).addressable_shards
+  sums = {shard.device: shard.data for shard in shards}
+  own = [x.device for x in array.addressable_shards if x.replica_id == 0]
+  return [sums[device] for device in own]
+
+
+# Array by array: one program of a whole state compiles for long. Without any
+# collective: of many programs under way, two may wait for each other for ever.
+@functools.partial(jax.jit, static_argnames="sharding")
+def _sum_parts(array: Array, sharding: Sharding) -> Array:
+  """Every device's sum of the words that it has, [devices]."""
+  if not isinstance(sharding, NamedSharding):
+    return _sum_words(array)
+  spread = jax.shard_map(
+    _sum_words,
+    mesh=sharding.mesh,
+    in_specs=sharding.spec,
+    out_specs=PartitionSpec(sharding.mesh.axis_names),
+    check_vma=False,
+  )
+  return spread(array)
+
+
+def _sum_words(array: Array) -> Array:
   if array.dtype != bool:
     kind = f"uint{8 * array.dtype.itemsize}"
     array = jax.lax.bitcast_convert_type(array, kind)
-  return jnp.sum(array, dtype=jnp.uint32)
+  return jnp.sum(array, dtype=jnp.uint32)[None]
 
 
 def _differences(

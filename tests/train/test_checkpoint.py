@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import grain
@@ -19,6 +20,37 @@ from dollar_jax.train.models import open_model
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 12
 RUN = {"task": "teacher", "model": {"layers": 2}}
+
+CHECKSUMS = """
+import json
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from dollar_jax.parallel.hlo import collectives
+from dollar_jax.train import checkpoint
+
+draw = np.random.default_rng(0)
+state = {
+  "words": draw.integers(2**32, size=(8, 16), dtype=np.uint32),
+  "weights": draw.standard_normal((8, 16), np.float32),
+  "halves": draw.standard_normal((16, 8)).astype("bfloat16"),
+  "mask": draw.random((8, 8)) < 0.5,
+}
+mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+found = {"host": checkpoint._checksum(state)}
+one = jax.device_put(state, jax.devices()[3])
+found["one device"] = checkpoint._checksum(one)
+for spec in (P(), P("fsdp"), P(None, "data"), P(("data", "fsdp"))):
+  spread = jax.device_put(state, NamedSharding(mesh, spec))
+  found[str(spec)] = checkpoint._checksum(spread)
+  for array in spread.values():
+    program = checkpoint._sum_parts.lower(array, array.sharding).compile()
+    assert not collectives(program.as_text()), spec
+assert jax.device_count() == 8
+print(json.dumps(found))
+"""
 
 
 def _data():
@@ -91,6 +123,23 @@ def test_empty_folder_is_a_fresh_start(tmp_path):
   checkpointer = Checkpointer(tmp_path, CheckpointConfig(), RUN)
   assert checkpointer.restore(_state(0), _data()) is None
   checkpointer.close()
+
+
+def test_a_checksum_is_of_the_words_wherever_they_are_and_sends_nothing():
+  """Many programs that exchange something at once may hang on a CPU."""
+  out = subprocess.check_output(
+    [sys.executable, "-c", CHECKSUMS], text=True, cwd=ROOT
+  )
+  found = json.loads(out)
+  assert len(found) == 6
+  draw = np.random.default_rng(0)
+  total = int(draw.integers(2**32, size=(8, 16), dtype=np.uint32).sum())
+  weights = draw.standard_normal((8, 16), np.float32)
+  total += int(weights.view(np.uint32).sum())
+  halves = draw.standard_normal((16, 8)).astype("bfloat16")
+  total += int(halves.view(np.uint16).sum())
+  total += int((draw.random((8, 8)) < 0.5).sum())
+  assert set(found.values()) == {total % 2**32}, found
 
 
 def _files(saved, step, pattern):
