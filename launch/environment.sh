@@ -73,7 +73,7 @@ install_environment() {
     echo "$(basename "$0"): making .venv anew" >&2
     rm -rf "$venv"
   fi
-  echo "$(basename "$0"): installing packages into .venv, once; this takes a minute or two" >&2
+  echo "$(basename "$0"): installing requirements/$role.txt into .venv, once; this takes a minute or two" >&2
   if [[ ! -e $venv ]]; then
     "$python" -m venv "$venv" ||
       fail "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"

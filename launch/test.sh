@@ -16,7 +16,16 @@ stage() {
   "$@" || failed+=("$name")
 }
 
+# Can a package be installed that is partly C++?
+can_compile() {
+  local include='import sysconfig; print(sysconfig.get_path("include"))'
+  command -v c++ >/dev/null && [[ -e $("$venv/bin/python" -c "$include")/Python.h ]]
+}
+
 prepare_environment test
+if can_compile; then
+  prepare_environment rewards
+fi
 export PATH=$venv/bin:$PATH
 cd "$root"
 stage "ruff check" ruff check --quiet

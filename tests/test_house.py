@@ -278,6 +278,14 @@ def test_test_requirements_add_to_those_of_the_demo():
   assert set(FOREIGN).isdisjoint(demo)
 
 
+def test_requirements_of_the_tests_agree():
+  """launch/test.sh installs both files into one environment."""
+  test, rewards = read_pins("test"), read_pins("rewards")
+  assert "brisque" in rewards
+  for name in test.keys() & rewards.keys():
+    assert test[name] == rewards[name], name
+
+
 def read_commands(text):
   """Yields the command lines in the fenced shell blocks of a Markdown text."""
   for block in re.findall(
