@@ -198,8 +198,8 @@ def _encode(codec: Any, frames: Array) -> Array:
 
 @jax.jit
 def _encode_patches(codec: LinearVAE, patches: Array) -> tuple[Array, Array]:
-  """One row of latents after another: what it takes stays in a CPU's cache."""
-  rows = patches.reshape(-1, 1, *patches.shape[2:])
-  latents, errors = jax.lax.map(codec.encode_patches, rows)
+  """One latent frame after another: what it takes stays in a CPU's cache."""
+  frames = patches.reshape(-1, 1, *patches.shape[2:])
+  latents, errors = jax.lax.map(codec.encode_patches, frames)
   errors = errors.reshape(patches.shape[:2]).mean(-1)
   return latents.reshape(*patches.shape[:-1], -1), errors
