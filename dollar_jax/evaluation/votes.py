@@ -23,6 +23,9 @@ what the prompt says."""
 
 CHOICES = ("a", "b", "tie")
 
+VOTES = "votes"
+"""Name of the reward that people have voted for; it scores no new clip."""
+
 LARGEST = 64 * 2**20
 """Bytes of a file that is read; a vote has about 200."""
 

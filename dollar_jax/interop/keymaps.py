@@ -16,8 +16,9 @@ import einops
 import flax.linen as nn
 import numpy as np
 
-from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
-from dollar_jax.models.wan import WanConfig, WanTransformer
+from dollar_jax.models.cogvideox import CogVideoXTransformer
+from dollar_jax.models.configs import CogVideoXConfig, WanConfig
+from dollar_jax.models.wan import WanTransformer
 
 SAME = ""
 """The layout of a tensor that is the same on both sides."""

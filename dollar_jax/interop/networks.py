@@ -11,8 +11,7 @@ from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.keymaps import TRANSFORMERS, Architecture
 from dollar_jax.interop.orbax_weights import is_orbax, read_orbax
 from dollar_jax.interop.weights import LazyTensor, read_weights
-from dollar_jax.models.cogvideox import CogVideoXConfig
-from dollar_jax.models.wan import WanConfig
+from dollar_jax.models.configs import CogVideoXConfig, WanConfig
 from dollar_jax.typing import Params
 
 WEIGHTS = "diffusion_pytorch_model"

@@ -19,8 +19,8 @@ from dollar_jax.interop.networks import template
 from dollar_jax.interop.pipeline import EMBEDDED, Pipeline
 from dollar_jax.interop.published import PUBLISHED, published_recipe
 from dollar_jax.interop.recipe import Recipe
-from dollar_jax.models.cogvideox import CogVideoXConfig
 from dollar_jax.models.cogvideox_vae import CogVideoXVAEConfig
+from dollar_jax.models.configs import CogVideoXConfig
 from dollar_jax.models.denoiser import EXPERTS, Denoiser
 from dollar_jax.models.video_vae import NETWORKS, VideoVAE
 from dollar_jax.models.wan_vae import WanVAEConfig

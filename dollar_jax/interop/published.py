@@ -3,8 +3,7 @@
 import dataclasses
 
 from dollar_jax.interop.recipe import Recipe
-from dollar_jax.models.cogvideox import CogVideoXConfig
-from dollar_jax.models.wan import WanConfig
+from dollar_jax.models.configs import CogVideoXConfig, WanConfig
 
 _WAN_14B = WanConfig(num_attention_heads=40, ffn_dim=13824, num_layers=40)
 _WAN_14B_IMAGE = dataclasses.replace(

@@ -11,15 +11,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from dollar_jax.models.configs import check_names
 from dollar_jax.models.cpu_attention import MANY_SCORES, attend_in_chunks
 from dollar_jax.parallel import context as spreading
 from dollar_jax.typing import Array
-
-KERNELS = ("auto", "xla", "cudnn", "splash")
-"""What may carry attention out; "auto" is the best that can."""
-
-CONTEXTS = ("auto", "ulysses", "ring")
-"""How tokens on several devices meet; "auto" is Ulysses where heads divide."""
 
 CUDNN_HEAD_DIM = 128
 """The widest head that cuDNN takes on every GPU it knows."""
@@ -55,18 +50,6 @@ class Choice:
     return f"{self.kernel}{way}: {self.reason}"
 
 
-def check_names(kernel: str, context: str) -> None:
-  """Checks the names of a kernel and of a way that tokens meet.
-
-  Raises:
-    ValueError: if there is none of that name.
-  """
-  if kernel not in KERNELS:
-    raise ValueError(f"attention is {kernel!r}; use one of {list(KERNELS)}")
-  if context not in CONTEXTS:
-    raise ValueError(f"context is {context!r}; use one of {list(CONTEXTS)}")
-
-
 def choose(
   kernel: str,
   context: str,
@@ -82,8 +65,8 @@ def choose(
   """Picks the kernel and the way that tokens meet.
 
   Args:
-    kernel: one of `KERNELS`.
-    context: one of `CONTEXTS`.
+    kernel: one of `configs.KERNELS`.
+    context: one of `configs.CONTEXTS`.
     platform: "cpu", "gpu" or "tpu".
     dtype: of query, key and value.
     heads: N.
@@ -150,8 +133,8 @@ def attention(
     query: [B, L, N, K].
     key: [B, M, N, K].
     value: [B, M, N, K].
-    kernel: one of `KERNELS`.
-    context: one of `CONTEXTS`.
+    kernel: one of `configs.KERNELS`.
+    context: one of `configs.CONTEXTS`.
     cross: whether keys and values are a text's or an image's: they are few,
       and every device of the "context" axis has all of them.
     length: tokens that are attended to, of a sequence that

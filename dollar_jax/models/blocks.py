@@ -1,5 +1,6 @@
 """What the video transformers share: patches as tokens, a stack of blocks."""
 
+import functools
 from typing import Any
 
 import einops
@@ -8,7 +9,7 @@ import jax
 
 from dollar_jax.models.lora import COLLECTION
 from dollar_jax.parallel.context import RESIDUALS
-from dollar_jax.typing import Array
+from dollar_jax.typing import Array, PyTree
 
 BLOCK_INPUT = "block_input"
 """Name of what enters a block, for remat policies."""
@@ -31,19 +32,8 @@ keeps it in the host's memory, "dots" products without a batch, "attention" what
 attention gave. "none" keeps every activation."""
 
 
-def check_remat(name: str) -> None:
-  """Checks the name of a rematerialisation policy.
-
-  Raises:
-    ValueError: if there is none of that name.
-  """
-  known = ["none", *sorted(REMAT_POLICIES)]
-  if name not in known:
-    raise ValueError(f"remat is {name!r}; use one of {known}")
-
-
 def repeat_blocks(
-  block: type[nn.Module], config: Any, h: Array, *inputs: Any
+  module: nn.Module, block: type[nn.Module], h: Array, *inputs: Any
 ) -> Array:
   """Runs `num_layers` blocks, as `remat` and `scan` of the config say.
 
@@ -51,21 +41,18 @@ def repeat_blocks(
   "blocks" on a leading axis with `scan`, else under "block_0", "block_1" …
 
   Args:
-    block: takes `config`; maps `(h, *inputs)` to `(h, None)`.
-    config: the transformer's config.
+    module: the transformer, which has a `config`.
+    block: takes that config; maps `(h, *inputs)` to `(h, None)`.
     h: [B, L, D].
     *inputs: the same for every block.
 
   Returns:
     [B, L, D].
   """
-  if config.remat != "none":
-    block = nn.remat(
-      block, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan
-    )
+  config = module.config
   if config.scan:
     stack = nn.scan(
-      block,
+      _rematerialised(block, config),
       variable_axes={"params": 0, COLLECTION: 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,
@@ -74,8 +61,28 @@ def repeat_blocks(
     )
     return stack(config, name="blocks")(h, *inputs)[0]
   for i in range(config.num_layers):
-    h, _ = block(config, name=f"block_{i}")(h, *inputs)
+    name = f"block_{i}"
+    if module.is_initializing():
+      h, _ = block(config, name=name)(h, *inputs)
+    else:
+      own = {k: tree[name] for k, tree in module.variables.items()}
+      h = _apply_block(block, config, own, h, *inputs)
   return h
+
+
+def _rematerialised(block: type[nn.Module], config: Any) -> type[nn.Module]:
+  if config.remat == "none":
+    return block
+  policy = REMAT_POLICIES[config.remat]
+  return nn.remat(block, policy=policy, prevent_cse=not config.scan)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_block(
+  block: type[nn.Module], config: Any, variables: PyTree, h: Array, *inputs: Any
+) -> Array:
+  """Applies one block; jitted, so that equal blocks are traced once."""
+  return _rematerialised(block, config)(config).apply(variables, h, *inputs)[0]
 
 
 def token_grid(

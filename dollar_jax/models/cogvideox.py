@@ -7,23 +7,21 @@ head. Positions are sine waves added to the tokens (2B) or rotary (5B, 1.5).
 Norms, modulation and time embedding stay in float32 whatever `dtype` is.
 """
 
-import dataclasses
-
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from dollar_jax.models.attention import attention, check_names
+from dollar_jax.models.attention import attention
 from dollar_jax.models.blocks import (
   BLOCK_INPUT,
-  check_remat,
   repeat_blocks,
   to_tokens,
   to_video,
   token_grid,
 )
+from dollar_jax.models.configs import CogVideoXConfig
 from dollar_jax.models.layers import (
   MLP,
   Dense,
@@ -34,104 +32,6 @@ from dollar_jax.models.rope import cogvideox_rotary, rotate, sine_positions
 from dollar_jax.parallel.context import fill_tokens
 from dollar_jax.parallel.rules import constrain
 from dollar_jax.typing import Array
-
-
-@dataclasses.dataclass(frozen=True)
-class CogVideoXConfig:
-  """Size of a CogVideoX transformer; names are those of diffusers' config.json.
-
-  Attributes:
-    num_attention_heads: N.
-    attention_head_dim: K, a multiple of 16; the width is N * K.
-    in_channels: latent channels C in.
-    out_channels: latent channels out.
-    time_embed_dim: width of the time embedding.
-    text_embed_dim: width of the text embeddings.
-    num_layers: number of blocks.
-    attention_bias: whether queries, keys and values have a bias.
-    sample_width: latent columns of the size it was trained at.
-    sample_height: latent rows.
-    sample_frames: video frames.
-    patch_size: latent rows and columns that a token covers.
-    patch_size_t: latent frames that a token covers (1.5); None is one (1.0).
-    temporal_compression_ratio: video frames a latent frame.
-    max_text_seq_length: words S.
-    norm_eps: epsilon of the norms, those of queries and keys aside.
-    spatial_interpolation_scale: divides the rows and columns of sine positions.
-    temporal_interpolation_scale: divides their frames.
-    use_rotary_positional_embeddings: rotary positions, or sine waves.
-    patch_bias: whether the patch embedding has a bias; in 1.5 it always has.
-    dtype: compute type, "float32" or "bfloat16" (ours).
-    remat: "none" or a name in `blocks.REMAT_POLICIES` (ours).
-    scan: whether blocks run under `nn.scan`, stacked parameters (ours).
-    attention: what carries attention out, one of `attention.KERNELS` (ours).
-    context: how tokens on several devices meet, one of `attention.CONTEXTS`
-      (ours).
-  """
-
-  num_attention_heads: int = 30
-  attention_head_dim: int = 64
-  in_channels: int = 16
-  out_channels: int = 16
-  time_embed_dim: int = 512
-  text_embed_dim: int = 4096
-  num_layers: int = 30
-  attention_bias: bool = True
-  sample_width: int = 90
-  sample_height: int = 60
-  sample_frames: int = 49
-  patch_size: int = 2
-  patch_size_t: int | None = None
-  temporal_compression_ratio: int = 4
-  max_text_seq_length: int = 226
-  norm_eps: float = 1e-5
-  spatial_interpolation_scale: float = 1.875
-  temporal_interpolation_scale: float = 1.0
-  use_rotary_positional_embeddings: bool = False
-  patch_bias: bool = True
-  dtype: str = "float32"
-  remat: str = "none"
-  scan: bool = True
-  attention: str = "auto"
-  context: str = "auto"
-
-  def __post_init__(self):
-    if self.attention_head_dim % 16:
-      raise ValueError(
-        f"attention_head_dim is {self.attention_head_dim}; the positions need "
-        "a multiple of 16"
-      )
-    check_remat(self.remat)
-    check_names(self.attention, self.context)
-
-  @property
-  def width(self) -> int:
-    """Width of the residual stream, N * K."""
-    return self.num_attention_heads * self.attention_head_dim
-
-  @property
-  def text_dim(self) -> int:
-    """Width of the text embeddings, by the name it has for Wan."""
-    return self.text_embed_dim
-
-  @property
-  def has_patch_bias(self) -> bool:
-    """Whether the patch embedding has a bias."""
-    return self.patch_bias or self.patch_size_t is not None
-
-  @property
-  def patch(self) -> tuple[int, int, int]:
-    """Latent frames, rows and columns that a token covers."""
-    return (self.patch_size_t or 1, self.patch_size, self.patch_size)
-
-  @property
-  def smallest_inputs(self) -> dict[str, tuple[int, ...]]:
-    """Shapes of the least that the transformer can be called with."""
-    return {
-      "x": (1, *self.patch, self.in_channels),
-      "clock": (1,),
-      "text": (1, 1, self.text_embed_dim),
-    }
 
 
 class Attention(nn.Module):
@@ -285,7 +185,7 @@ class CogVideoXTransformer(nn.Module):
 
     wave, size = sinusoidal_embedding(clock, c.width), c.time_embed_dim
     time = MLP(size, size, "silu", name="time_embedder")(wave)
-    h = repeat_blocks(Block, c, h, is_text, time, rotary)
+    h = repeat_blocks(self, Block, h, is_text, time, rotary)
     h = LayerNorm(c.norm_eps, name="norm_final")(h)[:, words:end]
 
     table = Dense(2 * c.width, name="norm_out_linear")(nn.silu(time))[:, None]

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from dollar_jax.diffusion import process as processes
 from dollar_jax.diffusion.process import Process
+from dollar_jax.models.configs import WanConfig
 from dollar_jax.models.lora import COLLECTION, Adapted
-from dollar_jax.models.wan import WanConfig, WanTransformer
+from dollar_jax.models.wan import WanTransformer
 from dollar_jax.parallel.rules import logical_axes
 from dollar_jax.typing import Array, Params, PyTree
 
@@ -105,7 +106,7 @@ class Denoiser:
       trees = {"params": params.base, COLLECTION: params.adapters}
 
     def ask(trees: dict[str, Params]) -> Array:
-      return self.module.apply(trees, x_t, self.clock(t), text, text_mask)
+      return _apply(self.module, trees, x_t, self.clock(t), text, text_mask)
 
     if self.boundary is None:
       return ask(trees)
@@ -151,6 +152,12 @@ class Denoiser:
     """A copy whose module config has other fields (dtype, remat, scan)."""
     config = dataclasses.replace(self.config, **changes)
     return dataclasses.replace(self, module=type(self.module)(config))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(module: nn.Module, trees: PyTree, *inputs: Array | None) -> Array:
+  """Applies a network; jitted, so that calls of equal shapes trace it once."""
+  return module.apply(trees, *inputs)
 
 
 def make_wan(config: WanConfig, shift: float = 1.0) -> Denoiser:

@@ -16,58 +16,14 @@ Several such networks make an ensemble. Far from what they were fitted to they
 disagree, which tells how far the student has been led astray.
 """
 
-import dataclasses
-import math
-
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dollar_jax.models.configs import LatentRewardConfig
 from dollar_jax.typing import Array, Params
-
-KINDS = ("image", "video")
-"""Frame-wise, or over frames as well."""
 
 _HALVE_FROM = 8
 """Between blocks an axis at least this long is halved; shorter ones stay."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LatentRewardConfig:
-  """Size of a latent reward model.
-
-  Attributes:
-    kind: "image" (frame-wise) or "video".
-    width: channels of every layer.
-    depth: number of convolutional blocks.
-    text_conditioned: whether the reward depends on the prompt.
-    members: networks in the ensemble, each with its own beginning.
-    caution: deviations of the members that are taken off their mean: where
-      they disagree, nothing is known that is worth climbing.
-    dtype: compute type, "float32" or "bfloat16"; parameters, pooling, head
-      and result are float32.
-  """
-
-  kind: str = "image"
-  width: int = 64
-  depth: int = 2
-  text_conditioned: bool = False
-  members: int = 1
-  caution: float = 0.0
-  dtype: str = "float32"
-
-  def __post_init__(self):
-    if self.kind not in KINDS:
-      raise ValueError(
-        f"kind of the latent reward model is {self.kind!r}; it must be one of "
-        f"{', '.join(KINDS)}"
-      )
-    least = {"width": 1, "depth": 1, "members": 1, "caution": 0}
-    for name, limit in least.items():
-      if not limit <= getattr(self, name) < math.inf:
-        raise ValueError(
-          f"{name} of the latent reward model is {getattr(self, name)}; it "
-          f"must be at least {limit}"
-        )
 
 
 class LatentReward(nn.Module):

@@ -7,7 +7,6 @@ modulation by six tables a block. Norms, modulation and time embedding stay in
 float32 whatever `dtype` is.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -16,15 +15,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from dollar_jax.models.attention import attention, check_names
+from dollar_jax.models.attention import attention
 from dollar_jax.models.blocks import (
   BLOCK_INPUT,
-  check_remat,
   repeat_blocks,
   to_tokens,
   to_video,
   token_grid,
 )
+from dollar_jax.models.configs import WanConfig
 from dollar_jax.models.layers import (
   MLP,
   Dense,
@@ -33,99 +32,13 @@ from dollar_jax.models.layers import (
   layer_norm,
   sinusoidal_embedding,
 )
+from dollar_jax.models.parameters import parameter
 from dollar_jax.models.rope import rotate, wan_rotary
 from dollar_jax.parallel.rules import constrain
 from dollar_jax.typing import Array
 
 IMAGE_EPS = 1e-5
 """Epsilon of the norms around the image's projection."""
-
-
-@dataclasses.dataclass(frozen=True)
-class WanConfig:
-  """Size of a Wan transformer; names are those of diffusers' config.json.
-
-  Attributes:
-    patch_size: latent frames, rows and columns a token covers.
-    num_attention_heads: N.
-    attention_head_dim: K, even; the width is N * K.
-    in_channels: latent channels C in.
-    out_channels: latent channels out.
-    text_dim: width of the text embeddings.
-    freq_dim: width of the sinusoidal time embedding.
-    ffn_dim: width of the feed-forward layers.
-    num_layers: number of blocks.
-    cross_attn_norm: whether the cross-attention's input norm has weights
-      (True) or is absent (False).
-    eps: epsilon of every norm.
-    image_dim: width of the image embeddings; None takes no image.
-    added_kv_proj_dim: width of the embedded image in each block, N * K; None
-      without an image.
-    pos_embed_seq_len: image embeddings that have learnt positions, those of
-      first and last frame; None learns none.
-    dtype: compute type, "float32" or "bfloat16" (ours).
-    remat: "none" or a name in `blocks.REMAT_POLICIES` (ours).
-    scan: whether blocks run under `nn.scan`, stacked parameters (ours).
-    attention: what carries attention out, one of `attention.KERNELS` (ours).
-    context: how tokens on several devices meet, one of `attention.CONTEXTS`
-      (ours).
-  """
-
-  patch_size: tuple[int, int, int] = (1, 2, 2)
-  num_attention_heads: int = 12
-  attention_head_dim: int = 128
-  in_channels: int = 16
-  out_channels: int = 16
-  text_dim: int = 4096
-  freq_dim: int = 256
-  ffn_dim: int = 8960
-  num_layers: int = 30
-  cross_attn_norm: bool = True
-  eps: float = 1e-6
-  image_dim: int | None = None
-  added_kv_proj_dim: int | None = None
-  pos_embed_seq_len: int | None = None
-  dtype: str = "float32"
-  remat: str = "none"
-  scan: bool = True
-  attention: str = "auto"
-  context: str = "auto"
-
-  def __post_init__(self):
-    if len(self.patch_size) != 3:
-      raise ValueError(
-        f"patch_size is {self.patch_size}; give frames, rows and columns"
-      )
-    if self.attention_head_dim % 2 or self.attention_head_dim < 6:
-      raise ValueError(
-        f"attention_head_dim is {self.attention_head_dim}; rotary positions "
-        "need an even number of at least 6"
-      )
-    added = None if self.image_dim is None else self.width
-    if self.added_kv_proj_dim != added:
-      raise ValueError(
-        f"added_kv_proj_dim is {self.added_kv_proj_dim}; with image_dim "
-        f"{self.image_dim} it must be {added}"
-      )
-    check_remat(self.remat)
-    check_names(self.attention, self.context)
-
-  @property
-  def width(self) -> int:
-    """Width of the residual stream, N * K."""
-    return self.num_attention_heads * self.attention_head_dim
-
-  @property
-  def smallest_inputs(self) -> dict[str, tuple[int, ...]]:
-    """Shapes of the least that the transformer can be called with."""
-    shapes = {
-      "x": (1, *self.patch_size, self.in_channels),
-      "clock": (1,),
-      "text": (1, 1, self.text_dim),
-    }
-    if self.image_dim is not None:
-      shapes["image"] = (1, self.pos_embed_seq_len or 1, self.image_dim)
-    return shapes
 
 
 class ImageEmbedding(nn.Module):
@@ -139,13 +52,13 @@ class ImageEmbedding(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     if c.pos_embed_seq_len is not None:
-      axes = (None, "embed")
-      table = self.param(
+      image = image + parameter(
+        self,
         "pos_embed",
-        nn.with_logical_partitioning(nn.initializers.zeros, axes),
+        nn.initializers.zeros,
         (c.pos_embed_seq_len, c.image_dim),
+        (None, "embed"),
       )
-      image = image + table
     h = LayerNorm(IMAGE_EPS, name="norm1")(image)
     h = MLP(c.image_dim, c.width, "gelu_erf", dtype, name="ff")(h)
     return LayerNorm(IMAGE_EPS, name="norm2")(h).astype(dtype)
@@ -198,6 +111,14 @@ class Attention(nn.Module):
     return Dense(c.width, ("heads", "embed"), dtype, name="to_out")(out)
 
 
+def _modulation_table(module: nn.Module, rows: int) -> Array:
+  """A module's own part of the modulation [rows, D]."""
+  width = module.config.width
+  init = nn.initializers.normal(width**-0.5)
+  shape, axes = (rows, width), (None, "norm")
+  return parameter(module, "scale_shift_table", init, shape, axes)
+
+
 class Block(nn.Module):
   """Self-attention, cross-attention and feed-forward, time-modulated."""
 
@@ -227,13 +148,7 @@ class Block(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
     x = checkpoint_name(x, BLOCK_INPUT)
-    table = self.param(
-      "scale_shift_table",
-      nn.with_logical_partitioning(
-        nn.initializers.normal(c.width**-0.5), (None, "norm")
-      ),
-      (6, c.width),
-    )
+    table = _modulation_table(self, 6)
     shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = jnp.unstack(
       table + modulation, axis=2
     )  # each [B, 1 or L, D]
@@ -308,15 +223,9 @@ class WanTransformer(nn.Module):
       image = ImageEmbedding(c, name="image_embedder")(image)
     text = MLP(c.width, c.width, "gelu", dtype, name="text_embedder")(text)
     rotary = wan_rotary(grid, c.attention_head_dim)
-    h = repeat_blocks(Block, c, h, text, image, modulation, rotary)
+    h = repeat_blocks(self, Block, h, text, image, modulation, rotary)
 
-    table = self.param(
-      "scale_shift_table",
-      nn.with_logical_partitioning(
-        nn.initializers.normal(c.width**-0.5), (None, "norm")
-      ),
-      (2, c.width),
-    )
+    table = _modulation_table(self, 2)
     shift, scale = jnp.unstack(table + time[:, :, None], axis=2)
     h = (layer_norm(h, c.eps) * (1.0 + scale) + shift).astype(dtype)
     out = c.out_channels * math.prod(c.patch_size)

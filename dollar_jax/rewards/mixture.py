@@ -6,11 +6,9 @@ import re
 
 import numpy as np
 
+from dollar_jax.evaluation.votes import VOTES
 from dollar_jax.rewards.base import Reward, get_reward
 from dollar_jax.rewards.scoring import ONCE, Failures, Patience, score
-
-VOTES = "votes"
-"""Name of what people have voted for, which scores no new clip."""
 
 _TERM = re.compile(r"(?:(?P<weight>[^*\s]+)\s*\*\s*)?(?P<name>[^*\s]+)")
 

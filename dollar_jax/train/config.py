@@ -14,9 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dollar_jax.models.latent_reward import LatentRewardConfig
-from dollar_jax.models.wan import WanConfig
-from dollar_jax.parallel.mesh import MeshConfig
+from dollar_jax.models.configs import LatentRewardConfig, WanConfig
+from dollar_jax.parallel.mesh_config import MeshConfig
 from dollar_jax.train.reward_config import (
   GuardConfig,
   RewardConfig,
@@ -183,13 +182,13 @@ class TrainConfig:
       teacher. A run also lends its fake score.
     dtype: compute type of the trained networks.
     frozen_dtype: type in which frozen networks are kept and computed.
-    remat: what the backward pass recomputes, "none" or a name in
-      `models.blocks.REMAT_POLICIES`.
+    remat: what the backward pass recomputes, one of
+      `models.configs.REMATS`.
     scan: whether a network's blocks run under `nn.scan`: compiles faster,
       runs slower on a CPU.
-    attention: what carries attention out, one of `models.attention.KERNELS`.
+    attention: what carries attention out, one of `models.configs.KERNELS`.
     context: how tokens on several devices meet, one of
-      `models.attention.CONTEXTS`.
+      `models.configs.CONTEXTS`.
     lora_rank: rank of the adapters that are trained in place of the student
       and the fake score, which then share the teacher's weights; 0 trains
       whole networks. For "distill".

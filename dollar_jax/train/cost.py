@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 
-from dollar_jax.models.cogvideox import CogVideoXConfig
-from dollar_jax.models.latent_reward import LatentRewardConfig
-from dollar_jax.models.wan import WanConfig
+from dollar_jax.models.configs import (
+  CogVideoXConfig,
+  LatentRewardConfig,
+  WanConfig,
+)
 from dollar_jax.train.student_step import Student
 
 

@@ -4,8 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from dollar_jax.evaluation.votes import QUESTIONS
-from dollar_jax.rewards.mixture import VOTES
+from dollar_jax.evaluation.votes import QUESTIONS, VOTES
 
 LABELLING = ("auto", "inline", "background")
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dollar_jax.models.attention import Choice
-from dollar_jax.models.cogvideox import CogVideoXConfig
+from dollar_jax.models.configs import CogVideoXConfig
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.parallel.mesh import batch_shards
 from dollar_jax.train.config import TrainConfig
