@@ -41,7 +41,7 @@ from dollar_jax.train.cost import (
 )
 from dollar_jax.train.distill_task import DistillTask
 from dollar_jax.train.loop import Batches
-from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.optim import make_optimizer, make_schedule
 from dollar_jax.train.reward_step import make_reward_step
 from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.score_step import make_score_step
@@ -147,7 +147,7 @@ def count_steps(
   }
 
   def row(name, size, forward, parts, make, settings, params):
-    optimizer = make_optimizer(settings, teacher.steps)
+    optimizer = make_optimizer(settings, make_schedule(settings, teacher.steps))
     state = jax.eval_shape(
       lambda p: states.create(p, optimizer, settings.ema > 0), params
     )

@@ -4,6 +4,8 @@ All noise is an argument, so that a video depends on its own seed only, never
 on the batch it was made in.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -37,13 +39,13 @@ def sample_teacher(
   return x0
 
 
-def student_path(
+def student_inputs(
   predict: PredictFn,
   process: Process,
   noises: Array,
   grid: Array,
   fresh: float = 1.0,
-) -> tuple[Array, Array]:
+) -> Array:
   """Walks the K-step student to its last input, in K - 1 network calls.
 
   Args:
@@ -55,21 +57,48 @@ def student_path(
     fresh: share of fresh noise between steps, 1 all, 0 none.
 
   Returns:
-    The inputs `x_t` [K, B, ...] at each of the K times, and the answers `x0`
-    [K - 1, B, ...] at all but the last, which is left to the caller.
+    The inputs `x_t` [K, B, ...] at each of the K times.
   """
-  grid = jnp.asarray(grid, jnp.float32)
-  batch = noises.shape[1]
+  step = _student_step(predict, process, fresh)
+  ends = _steps(noises, grid)
+  last, inputs = jax.lax.scan(
+    lambda x_t, at: (step(x_t, at)[0], x_t),
+    noises[0],
+    jax.tree.map(lambda x: x[:-1], ends),
+  )
+  return jnp.concatenate([inputs, last[None]])
 
-  def step(x_t: Array, at: tuple[Array, Array, Array]):
-    t, s = (jnp.full((batch,), end) for end in at[:2])
-    x0 = predict(x_t, t)
-    x_s = renoise_step(process, x_t, x0, t, s, at[2], fresh)
-    return x_s, (x_s, x0)
 
-  pairs = grid[:-1], grid[1:], noises[1:]
-  _, (later, answers) = jax.lax.scan(step, noises[0], pairs)
-  return jnp.concatenate([noises[:1], later]), answers
+def student_path(
+  predict: PredictFn,
+  process: Process,
+  noises: Array,
+  grid: Array,
+  fresh: float = 1.0,
+) -> tuple[Array, Array]:
+  """Walks the K-step student to its video, in K network calls.
+
+  All calls are one body of a loop, which is compiled once.
+
+  Args:
+    predict: see `student_inputs`, as for the rest.
+    process: the noise process.
+    noises: [K, B, ...].
+    grid: [K].
+    fresh: share of fresh noise.
+
+  Returns:
+    The inputs `x_t` and the answers `x0`, each [K, B, ...], at each of the K
+    times; the last answer is the video's latent.
+  """
+  step = _student_step(predict, process, fresh)
+
+  def keep(x_t: Array, at: tuple) -> tuple[Array, tuple[Array, Array]]:
+    x_s, x0 = step(x_t, at)
+    return x_s, (x_t, x0)
+
+  _, path = jax.lax.scan(keep, noises[0], _steps(noises, grid))
+  return path
 
 
 def sample_student(
@@ -81,8 +110,30 @@ def sample_student(
 ) -> Array:
   """Returns the student's video latent [B, ...] after K network calls.
 
-  The arguments are those of `student_path`.
+  The arguments are those of `student_path`, of which this keeps the last
+  answer only.
   """
-  inputs, _ = student_path(predict, process, noises, grid, fresh)
-  last = jnp.full(noises.shape[1:2], grid[-1], jnp.float32)
-  return predict(inputs[-1], last)
+  step = _student_step(predict, process, fresh)
+  start = noises[0], jnp.zeros_like(noises[0])
+  (_, x0), _ = jax.lax.scan(
+    lambda carry, at: (step(carry[0], at), None), start, _steps(noises, grid)
+  )
+  return x0
+
+
+def _student_step(predict: PredictFn, process: Process, fresh: float) -> Any:
+  """Returns `f(x_t, (t, s, noise)) -> (x_s, x0)` for scalar times."""
+
+  def step(x_t: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    t, s = (jnp.full(x_t.shape[:1], end) for end in at[:2])
+    x0 = predict(x_t, t)
+    return renoise_step(process, x_t, x0, t, s, at[2], fresh), x0
+
+  return step
+
+
+def _steps(noises: Array, grid: Array) -> tuple[Array, Array, Array]:
+  """Times and fresh noise of the K steps; nothing follows the last one."""
+  grid = jnp.asarray(grid, jnp.float32)
+  following = jnp.concatenate([grid[1:], grid[-1:]])
+  return grid, following, jnp.concatenate([noises[1:], noises[:1]])

@@ -1,44 +1,98 @@
 """Optimisers, their schedules, and the averaged copy of the parameters."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import struct
 from optax.contrib import MuonDimensionNumbers, muon
 
 from dollar_jax.train.config import OptimizerConfig
 from dollar_jax.typing import Array, Params, PyTree
 
+StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple]
+"""`(state, frozen, batch, key) -> (state, metrics)`, pure."""
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-  """The learning rate of each of `steps` updates.
+
+@struct.dataclass
+class Schedule:
+  """The learning rate of each update, an `optax.Schedule`.
+
+  Its numbers are arrays: as an argument of a step they are no constants of its
+  program, so that runs of any length and rate share what was compiled.
+
+  Attributes:
+    peak: highest rate.
+    warmup: updates over which it rises from `peak / warmup`.
+    steps: updates in all.
+    kind: a name in `SCHEDULES`, how it goes on from there.
+  """
+
+  peak: Array
+  warmup: Array
+  steps: Array
+  kind: str = struct.field(pytree_node=False)
+
+  def __call__(self, count: Array) -> Array:
+    """The rate after `count` updates, float32."""
+    rise = jnp.minimum(count / jnp.maximum(self.warmup, 1), 1.0)
+    first = self.peak / jnp.maximum(self.warmup, 1)
+    after = jnp.maximum(count - self.warmup, 0)
+    left = jnp.maximum(self.steps - self.warmup, 1)
+    fall = SCHEDULES[self.kind](jnp.minimum(after / left, 1.0))
+    warm = first + rise * (self.peak - first)
+    return jnp.where(count < self.warmup, warm, self.peak * fall)
+
+
+SCHEDULES = {
+  "constant": jnp.ones_like,
+  "cosine": lambda done: 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+  "linear": lambda done: 1.0 - done,
+}
+"""Share of the peak by the share of the updates after the warm-up."""
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
+  """Returns the learning rate of each of `steps` updates.
 
   Raises:
     ValueError: for an unknown schedule or a warm-up longer than the run.
   """
-  peak, warmup = config.learning_rate, config.warmup_steps
-  if not 0 <= warmup <= steps:
+  if not 0 <= config.warmup_steps <= steps:
     raise ValueError(
-      f"warmup_steps is {warmup}; it must lie between 0 and the run's "
-      f"{steps} steps"
+      f"warmup_steps is {config.warmup_steps}; it must lie between 0 and the "
+      f"run's {steps} steps"
     )
-  rest = max(steps - warmup, 1)
-  tails = {
-    "constant": optax.constant_schedule(peak),
-    "cosine": optax.cosine_decay_schedule(peak, rest),
-    "linear": optax.linear_schedule(peak, 0.0, rest),
-  }
-  if config.schedule not in tails:
+  if config.schedule not in SCHEDULES:
     raise ValueError(
-      f"schedule is {config.schedule!r}; use one of {sorted(tails)}"
+      f"schedule is {config.schedule!r}; use one of {sorted(SCHEDULES)}"
     )
-  if not warmup:
-    return tails[config.schedule]
-  ramp = optax.linear_schedule(peak / warmup, peak, warmup)
-  return optax.join_schedules([ramp, tails[config.schedule]], [warmup])
+  numbers = config.learning_rate, config.warmup_steps, steps
+  return Schedule(*map(np.float32, numbers), config.schedule)
+
+
+def scheduled(
+  make_step: Callable[[optax.GradientTransformation, OptimizerConfig], StepFn],
+  config: OptimizerConfig,
+) -> StepFn:
+  """Returns a step whose `Schedule` is `frozen["schedule"]`.
+
+  Args:
+    make_step: makes the step of an optimiser and its settings.
+    config: the settings.
+  """
+
+  def step(state: PyTree, frozen: PyTree, batch: PyTree, key: Array) -> tuple:
+    optimizer = make_optimizer(config, frozen["schedule"])
+    return make_step(optimizer, config)(state, frozen, batch, key)
+
+  return step
 
 
 def make_optimizer(
-  config: OptimizerConfig, steps: int
+  config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
   """Clipping, then AdamW or Muon.
 
@@ -48,7 +102,6 @@ def make_optimizer(
   Raises:
     ValueError: for an unknown optimiser or moment type.
   """
-  schedule = make_schedule(config, steps)
   if config.moment_dtype not in ("float32", "bfloat16"):
     raise ValueError(
       f"moment_dtype is {config.moment_dtype!r}; use 'float32' or 'bfloat16'"

@@ -9,8 +9,8 @@ import optax
 from dollar_jax.losses.reward import preference_loss, reward_matching_loss
 from dollar_jax.models.latent_reward import LatentReward
 from dollar_jax.train.config import OptimizerConfig
+from dollar_jax.train.optim import StepFn
 from dollar_jax.train.state import NetworkState, apply_gradients, gradients
-from dollar_jax.train.teacher_step import Step
 from dollar_jax.typing import Array, Params, PyTree
 
 
@@ -18,7 +18,7 @@ def make_reward_step(
   latent_reward: LatentReward,
   optimizer: optax.GradientTransformation,
   config: OptimizerConfig,
-) -> Step:
+) -> StepFn:
   """Builds the latent reward model's update.
 
   `batch` needs `latents` [B, T, H, W, C], `rewards` [B] in standard
@@ -37,7 +37,7 @@ def make_preference_step(
   latent_reward: LatentReward,
   optimizer: optax.GradientTransformation,
   config: OptimizerConfig,
-) -> Step:
+) -> StepFn:
   """Builds the update of a latent reward model that learns from votes.
 
   `batch` needs `better` and `worse` [B, T, H, W, C], `tie` [B] above 0 where
@@ -72,7 +72,7 @@ def _make_step(
   loss_of: Callable[[Params, PyTree], Array],
   optimizer: optax.GradientTransformation,
   config: OptimizerConfig,
-) -> Step:
+) -> StepFn:
   def step(state: NetworkState, frozen: PyTree, batch: PyTree, key: Array):
     del frozen  # the interface of every step
 

@@ -7,9 +7,9 @@ from dollar_jax.diffusion import process as processes
 from dollar_jax.diffusion.timesteps import draw_score_time
 from dollar_jax.losses.denoising import denoising_loss
 from dollar_jax.train.config import OptimizerConfig
+from dollar_jax.train.optim import StepFn
 from dollar_jax.train.state import NetworkState, apply_gradients, gradients
 from dollar_jax.train.student_step import Student
-from dollar_jax.train.teacher_step import Step
 from dollar_jax.typing import Array, Params, PyTree
 
 
@@ -17,7 +17,7 @@ def make_score_step(
   student: Student,
   optimizer: optax.GradientTransformation,
   config: OptimizerConfig,
-) -> Step:
+) -> StepFn:
   """Builds the fake score's update: denoising the student's own samples.
 
   `frozen` needs `student`, the student's parameters, and `teacher` where both

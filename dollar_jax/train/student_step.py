@@ -8,6 +8,7 @@ number of elements), so the weights are ratios of forces at any latent size.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.latent_reward import LatentReward
 from dollar_jax.models.lora import Adapted
 from dollar_jax.train.config import DistillConfig, OptimizerConfig
+from dollar_jax.train.optim import StepFn
 from dollar_jax.train.state import NetworkState, apply_gradients, gradients
-from dollar_jax.train.teacher_step import Step
 from dollar_jax.typing import Array, Params, PredictFn, PyTree
 
 PixelForce = Callable[[PyTree, Array, Array], tuple[Array, Array]]
@@ -73,8 +74,8 @@ class Student:
       return rows
     return rows // len(self.grid) * len(self.grid)
 
-  def rollout(self, params: Params, batch: PyTree, key: Array) -> tuple:
-    """Runs ceil(B / K) videos of every K-th prompt, keeps all steps.
+  def rollout(self, batch: PyTree, key: Array) -> tuple:
+    """Draws ceil(B / K) videos' noise, of every K-th prompt.
 
     Every step of a rollout serves as a sample, so B samples of every step
     index, equally often, cost few whole rollouts (stratified, not drawn, k).
@@ -82,19 +83,19 @@ class Student:
     device keeps its own.
 
     Returns:
-      (inputs [K, R, ...], outputs [K - 1, R, ...], text, text_mask of R).
+      (noises [K, R, ...], text, text_mask of R).
     """
     shape, steps = batch["latents"].shape, len(self.grid)
     text, mask = batch["text"][::steps], batch["text_mask"][::steps]
     noises = jax.random.normal(key, (steps, len(text), *shape[1:]))
-    inputs, outputs = samplers.student_path(
-      self.predict(params, text, mask),
-      self.denoiser.process,
-      noises,
-      self.grid,
-      self.config.fresh_noise,
-    )
-    return inputs, outputs, text, mask
+    return noises, text, mask
+
+  def walk(self, walk_fn: Any, params: Params, noises: Array, *text: Array):
+    """Applies one of the walks of `samplers` to this student."""
+    c = self.config
+    predict = self.predict(params, *text)
+    process = self.denoiser.process
+    return walk_fn(predict, process, noises, self.grid, c.fresh_noise)
 
   def inputs(self, params: Params, batch: PyTree, key: Array) -> tuple:
     """Draws what the student is given in training, without gradient.
@@ -111,7 +112,8 @@ class Student:
       eps = jax.random.normal(noise_key, x0.shape)
       x_t = processes.add_noise(self.denoiser.process, x0, eps, t)
       return x_t, t, batch["text"], batch["text_mask"]
-    inputs, _, *text = self.rollout(params, batch, key)
+    noises, *text = self.rollout(batch, key)
+    inputs = self.walk(samplers.student_inputs, params, noises, *text)
     x_t = jax.lax.stop_gradient(_video_after_video(inputs))
     t = jnp.tile(jnp.asarray(self.grid), inputs.shape[1])
     rows = x_t, t, *(jnp.repeat(a, steps, axis=0) for a in text)
@@ -127,10 +129,9 @@ class Student:
     if self.config.inputs == "data":
       x_t, t, *text = self.inputs(params, batch, key)
       return jax.lax.stop_gradient(self.predict(params, *text)(x_t, t)), *text
-    inputs, outputs, *text = self.rollout(params, batch, key)
-    t = jnp.full(inputs.shape[1:2], self.grid[-1])
-    last = self.predict(params, *text)(inputs[-1], t)
-    x0 = _video_after_video(jnp.concatenate([outputs, last[None]]))
+    noises, *text = self.rollout(batch, key)
+    _, answers = self.walk(samplers.student_path, params, noises, *text)
+    x0 = _video_after_video(answers)
     rows = x0, *(jnp.repeat(a, steps, axis=0) for a in text)
     return tuple(jax.lax.stop_gradient(a[:size]) for a in rows)
 
@@ -146,11 +147,11 @@ class Student:
     text, mask = (batch[k][:: steps - 1] for k in ("text", "text_mask"))
     shape = (steps, len(text), *batch["latents"].shape[1:])
     noises = jax.random.normal(key, shape)
-    predict = self.predict(params, text, mask)
     process, grid = self.denoiser.process, jnp.asarray(self.grid)
-    inputs, _ = samplers.student_path(predict, process, noises, grid, fresh)
-    t = jnp.broadcast_to(grid[:, None], shape[:2])
-    x0 = predict(inputs[-1], t[-1])
+    inputs, answers = self.walk(
+      samplers.student_path, params, noises, text, mask
+    )
+    x0, t = answers[-1], jnp.broadcast_to(grid[:, None], shape[:2])
     score = jax.vmap(renoise_score, (None, 0, 0, 0, None))(
       process, t[:-1], t[1:], noises[1:], fresh
     )
@@ -161,13 +162,9 @@ class Student:
   def videos(self, params: Params, batch: PyTree, key: Array) -> Array:
     """Draws finished latents [B, ...], as whoever uses the student does."""
     shape = batch["latents"].shape
-    return samplers.sample_student(
-      self.predict(params, batch["text"], batch["text_mask"]),
-      self.denoiser.process,
-      jax.random.normal(key, (len(self.grid), *shape)),
-      self.grid,
-      self.config.fresh_noise,
-    )
+    noises = jax.random.normal(key, (len(self.grid), *shape))
+    text = batch["text"], batch["text_mask"]
+    return self.walk(samplers.sample_student, params, noises, *text)
 
 
 def _video_after_video(steps: Array) -> Array:
@@ -236,7 +233,7 @@ def make_student_step(
   config: OptimizerConfig,
   latent_reward: LatentReward | None = None,
   pixel_force: PixelForce | None = None,
-) -> Step:
+) -> StepFn:
   """Builds the student's update.
 
   `frozen` needs `teacher`, `null_text` [S, D] and `null_mask` [S];

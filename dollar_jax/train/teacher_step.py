@@ -1,7 +1,5 @@
 """Trains a text-to-video denoiser on real latents."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,11 +9,9 @@ from dollar_jax.diffusion.timesteps import draw_score_time
 from dollar_jax.losses.denoising import denoising_loss
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.train.config import OptimizerConfig
+from dollar_jax.train.optim import StepFn
 from dollar_jax.train.state import NetworkState, apply_gradients, gradients
 from dollar_jax.typing import Array, Params, PyTree
-
-Step = Callable[[NetworkState, PyTree, PyTree, Array], tuple]
-"""`(state, frozen, batch, key) -> (state, metrics)`, pure."""
 
 
 def make_teacher_step(
@@ -23,7 +19,7 @@ def make_teacher_step(
   optimizer: optax.GradientTransformation,
   config: OptimizerConfig,
   caption_dropout: float,
-) -> Step:
+) -> StepFn:
   """Builds the step of denoising score matching with caption dropout.
 
   `frozen` needs `null_text` [S, D] and `null_mask` [S]; `batch` needs

@@ -5,6 +5,7 @@ a true network runs on a tiny Wan.
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -480,7 +481,8 @@ def test_fake_score_fits_the_students_samples():
 
 @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
 def test_a_bad_batch_is_skipped_and_counted(poison):
-  optimizer = optim.make_optimizer(OptimizerConfig(learning_rate=0.1), 10)
+  config = OptimizerConfig(learning_rate=0.1)
+  optimizer = optim.make_optimizer(config, optim.make_schedule(config, 10))
   step = jax.jit(make_teacher_step(LINE, optimizer, SGD, 0.0))
   first = state.create(_line(), optimizer, ema=True)
   good, key = _batch(4), jax.random.key(0)
@@ -590,6 +592,40 @@ def test_warm_up_begins_above_0_and_ends_at_the_peak(kind):
     assert schedule(100) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("warmup", [0, 20])
+@pytest.mark.parametrize("kind", ["constant", "cosine", "linear"])
+def test_schedules_are_those_of_optax(kind, warmup):
+  rest = 100 - warmup
+  tail = {
+    "constant": optax.constant_schedule(PEAK),
+    "cosine": optax.cosine_decay_schedule(PEAK, rest),
+    "linear": optax.linear_schedule(PEAK, 0.0, rest),
+  }[kind]
+  ramp = optax.linear_schedule(PEAK / max(warmup, 1), PEAK, max(warmup, 1))
+  theirs = optax.join_schedules([ramp, tail], [warmup]) if warmup else tail
+  config = OptimizerConfig(
+    learning_rate=PEAK, schedule=kind, warmup_steps=warmup
+  )
+  counts = jnp.arange(110)
+  ours = jax.vmap(optim.make_schedule(config, 100))(counts)
+  want = jnp.broadcast_to(jax.vmap(theirs)(counts), counts.shape)
+  np.testing.assert_allclose(ours, want, rtol=1e-6, atol=1e-7 * PEAK)
+
+
+def test_the_schedule_is_no_constant_of_a_step():
+  def lowered(rate, steps):
+    config = OptimizerConfig(learning_rate=rate, schedule="cosine")
+    make = functools.partial(make_teacher_step, LINE, caption_dropout=0.0)
+    schedule = optim.make_schedule(config, steps)
+    optimizer = optim.make_optimizer(config, schedule)
+    first = state.create(_line(), optimizer, ema=False)
+    frozen = _null() | {"schedule": schedule}
+    step = jax.jit(optim.scheduled(make, config))
+    return step.lower(first, frozen, _batch(4), jax.random.key(0)).as_text()
+
+  assert lowered(0.1, 10) == lowered(0.3, 20)
+
+
 def test_bad_schedules_are_refused():
   with pytest.raises(ValueError, match="between 0 and the run's 100 steps"):
     _schedule(warmup_steps=101)
@@ -614,7 +650,7 @@ def _gradients(scale=1.0, seed=0):
 
 
 def _run(config, gradients):
-  optimizer = optim.make_optimizer(config, 10)
+  optimizer = optim.make_optimizer(config, optim.make_schedule(config, 10))
   update = jax.jit(optimizer.update)
   params, opt_state = PARAMS, optimizer.init(PARAMS)
   for grads in gradients:
@@ -706,6 +742,10 @@ def test_first_moment_may_be_kept_in_half(name):
 
 def test_unknown_optimisers_are_refused():
   with pytest.raises(ValueError, match="use 'adamw' or 'muon'"):
-    optim.make_optimizer(OptimizerConfig(name="lion"), 10)
+    optim.make_optimizer(
+      OptimizerConfig(name="lion"), optax.constant_schedule(0.1)
+    )
   with pytest.raises(ValueError, match="use 'float32' or 'bfloat16'"):
-    optim.make_optimizer(OptimizerConfig(moment_dtype="float16"), 10)
+    optim.make_optimizer(
+      OptimizerConfig(moment_dtype="float16"), optax.constant_schedule(0.1)
+    )
