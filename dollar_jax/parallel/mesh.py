@@ -5,7 +5,6 @@ parameters too, "tensor" heads and hidden widths, "context" the tokens. Slices
 of a pod that only a slow network connects are along "data".
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -14,32 +13,18 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from dollar_jax.parallel.mesh_config import MeshConfig
+
 AXES = ("data", "fsdp", "tensor", "context")
 BATCH_AXES = ("data", "fsdp")
 """Those that a batch is split over."""
 
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """How many devices lie along each axis.
-
-  Attributes:
-    data: copies of the model; 0 takes what the other axes leave.
-    fsdp: devices that share parameters, moments and averages.
-    tensor: devices that share heads and hidden widths.
-    context: devices that share the tokens of a video.
-    slices: parts of the machine between which the network is slow.
-  """
-
-  data: int = 0
-  fsdp: int = 1
-  tensor: int = 1
-  context: int = 1
-  slices: int = 1
+BATCH_ONLY = MeshConfig()
+"""All devices along "data"."""
 
 
 def make_mesh(
-  config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] = ()
+  config: MeshConfig = BATCH_ONLY, devices: Sequence[jax.Device] = ()
 ) -> Mesh:
   """Arranges devices, all of them unless told otherwise.
 
@@ -63,6 +48,11 @@ def make_mesh(
   else:
     arranged = np.array(devices).reshape(sizes)
   return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def platform_of(mesh: Mesh) -> str:
+  """Returns what its devices are: "cpu", "gpu" or "tpu"."""
+  return mesh.devices.flat[0].platform
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int, int]:

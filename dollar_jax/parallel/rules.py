@@ -214,10 +214,9 @@ def by_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def placed_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
-  """Shape of a random key on every device."""
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return placed(key, replicated(mesh))
+def key_shape() -> jax.ShapeDtypeStruct:
+  """Shape of a random key, which is committed to no device."""
+  return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def over_all_devices(x: Array, mesh: Mesh) -> Array:

@@ -11,13 +11,20 @@ from jax.sharding import Mesh, NamedSharding
 
 from dollar_jax.models.lora import adapter_axes, init_adapters
 from dollar_jax.parallel import rules
+from dollar_jax.parallel.compilation import compiler_options
+from dollar_jax.parallel.mesh import platform_of
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.descriptions import architecture, structure
 from dollar_jax.train.guard import Guard
 from dollar_jax.train.guard_judge import GuardState
 from dollar_jax.train.loop import Batches, Program, named_key
-from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.optim import (
+  StepFn,
+  make_optimizer,
+  make_schedule,
+  scheduled,
+)
 from dollar_jax.train.pixel_reward import PixelReward
 from dollar_jax.train.policy import Policy
 from dollar_jax.train.preference_tuner import PreferenceTuner
@@ -26,7 +33,6 @@ from dollar_jax.train.reward_tuner import RewardTuner
 from dollar_jax.train.score_step import make_score_step
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.student_step import Student, make_student_step
-from dollar_jax.train.teacher_step import Step
 from dollar_jax.typing import Array, Params, PyTree
 
 
@@ -97,35 +103,43 @@ class DistillTask:
     self._teacher, self._null_prompt, self._frozen = teacher, null_prompt, {}
     everywhere = rules.replicated(mesh)
 
-    def jitted(step: Step, state: NetworkState) -> Step:
+    def jitted(step: StepFn, state: NetworkState) -> StepFn:
       places = rules.shardings_of(state), everywhere
-      return jax.jit(step, donate_argnums=0, out_shardings=places)
+      return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=places,
+        compiler_options=compiler_options(platform_of(mesh)),
+      )
 
     c = config.distill
     scores = c.score_warmup + c.score_steps * max(config.steps - c.cd_warmup, 1)
-    self._optimizer = make_optimizer(config.optimizer, config.steps)
-    step = make_student_step(
+    self._schedules = {"student": make_schedule(config.optimizer, config.steps)}
+    self._optimizer = make_optimizer(
+      config.optimizer, self._schedules["student"]
+    )
+    make_step = functools.partial(
+      make_student_step,
       student,
-      self._optimizer,
-      config.optimizer,
-      tuner.model if tuner else None,
-      pixels.force if pixels else None,
+      latent_reward=tuner.model if tuner else None,
+      pixel_force=pixels.force if pixels else None,
     )
     self._shapes = {"student": self._placed("student", self._optimizer)}
-    self.student_step = jitted(step, self._shapes["student"])
+    self.student_step = jitted(
+      scheduled(make_step, config.optimizer), self._shapes["student"]
+    )
+    alone = dataclasses.replace(student, config=c.consistency_alone)
+    make_step = functools.partial(make_student_step, alone)
     self._warmup_step = jitted(
-      make_student_step(
-        dataclasses.replace(student, config=c.consistency_alone),
-        self._optimizer,
-        config.optimizer,
-      ),
-      self._shapes["student"],
+      scheduled(make_step, config.optimizer), self._shapes["student"]
     )
     self._score_optimizer, self.score_step = None, None
     if c.vsd_weight:
-      self._score_optimizer = make_optimizer(config.score_optimizer, scores)
-      step = make_score_step(
-        student, self._score_optimizer, config.score_optimizer
+      schedule = make_schedule(config.score_optimizer, scores)
+      self._schedules["fake_score"] = schedule
+      self._score_optimizer = make_optimizer(config.score_optimizer, schedule)
+      step = scheduled(
+        functools.partial(make_score_step, student), config.score_optimizer
       )
       state = self._placed("fake_score", self._score_optimizer)
       self._shapes["fake_score"] = state
@@ -146,7 +160,10 @@ class DistillTask:
 
   def init(self) -> DistillState:
     """Student and fake score as copies of what they start from."""
-    self._frozen = rules.put(self._null_prompt, rules.replicated(self._mesh))
+    everywhere = rules.replicated(self._mesh)
+    self._frozen = rules.put(self._null_prompt, everywhere)
+    self._placed_schedules = rules.put(self._schedules, everywhere)
+    self._frozen["schedule"] = self._placed_schedules["student"]
     axes, dtype = self.student.denoiser.logical_axes, self._config.frozen_dtype
     self._frozen["teacher"] = self._put(self._teacher, axes, dtype)
     student = self._network("student", self._optimizer)
@@ -239,7 +256,10 @@ class DistillTask:
       for i in range(c.score_steps + (c.score_warmup if first else 0)):
         batch, _ = batches.next()
         key = named_key(seed, "score", index, i)
-        held = {"student": state.student.params}
+        held = {
+          "student": state.student.params,
+          "schedule": self._placed_schedules["fake_score"],
+        }
         if self.student.lora_rank:
           held["teacher"] = frozen["teacher"]
         score, more = self.score_step(score, held, batch, key)
@@ -313,23 +333,25 @@ class DistillTask:
       return state.guard.best_params
     return state.student.averaged
 
-  def programs(self, batch: PyTree) -> dict[str, Program]:
-    """What a run compiles, by name; see `Program`.
-
-    Args:
-      batch: shapes of a batch, placed.
-    """
-    shapes, key = self._shapes, rules.placed_key(self._mesh)
+  def programs(self, batch: PyTree, start: int = 0) -> dict[str, Program]:
+    """What a run compiles, by name; see `loop.Task.programs`."""
+    shapes, key = self._shapes, rules.key_shape()
     student = shapes["student"]
-    frozen = rules.placed(self._null_prompt, rules.replicated(self._mesh))
+    everywhere = rules.replicated(self._mesh)
+    frozen = rules.placed(self._null_prompt, everywhere)
+    schedules = rules.placed(self._schedules, everywhere)
     frozen["teacher"] = shapes["teacher"]
+    frozen["schedule"] = schedules["student"]
     found = {}
-    if self._config.distill.cd_warmup:
+    if start < self._config.distill.cd_warmup:
       args = student, dict(frozen), batch, key
       found["warm-up"] = Program(self._warmup_step, args)
     if self.score_step is not None:
       frozen["fake_score"] = shapes["fake_score"].params
-      held = {"student": student.params}
+      held = {
+        "student": student.params,
+        "schedule": schedules["fake_score"],
+      }
       if self.student.lora_rank:
         held["teacher"] = shapes["teacher"]
       args = shapes["fake_score"], held, batch, key

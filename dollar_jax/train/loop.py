@@ -16,8 +16,9 @@ from tqdm import tqdm
 from dollar_jax.interop.buckets import place
 from dollar_jax.interop.folders import write_json
 from dollar_jax.parallel import processes
+from dollar_jax.parallel.compilation import compile_together
 from dollar_jax.parallel.machine import MACHINE, Pace, describe
-from dollar_jax.parallel.rules import shard_batch
+from dollar_jax.parallel.rules import by_batch, shard_batch
 from dollar_jax.train.checkpoint import Checkpointer
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.metrics import MetricsLog
@@ -27,6 +28,9 @@ from dollar_jax.typing import Array, PyTree
 
 CONFIG = "config.json"
 """What a run's folder calls its config."""
+
+STEPS = ("teacher", "warm-up", "score", "student")
+"""Programs that every run of their task calls, the slowest to compile."""
 
 MAX_SKIPPED_IN_ROW = 10
 """Updates skipped in a row for a non-finite loss that stop a run."""
@@ -73,6 +77,25 @@ class Batches:
     return [texts[row] for row in sorted(texts)]
 
 
+def batch_shapes(
+  example: Mapping[str, Any], size: int, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns shapes of a batch, placed, from one example or its shapes.
+
+  Args:
+    example: `latents` [T, H, W, C], `text` [S, D], `text_mask` [S]; a prompt
+      is left out.
+    size: B, of the global batch.
+    mesh: where it goes.
+  """
+  place = by_batch(mesh)
+  return {
+    name: jax.ShapeDtypeStruct((size, *row.shape), row.dtype, sharding=place)
+    for name, row in example.items()
+    if name != "prompt"
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
   """A jitted function of a run, and shapes of what it is called with.
@@ -115,8 +138,13 @@ class Task(Protocol):
   def result(self, state: PyTree) -> PyTree:
     """The parameters that the run was made for."""
 
-  def programs(self, batch: PyTree) -> dict[str, Program]:
-    """What the run compiles, by name, for a batch of placed shapes."""
+  def programs(self, batch: PyTree, start: int = 0) -> dict[str, Program]:
+    """What the run compiles from update `start` on, by name.
+
+    Args:
+      batch: shapes of a batch, placed.
+      start: updates that were done before.
+    """
 
   def resident(self) -> dict[str, PyTree]:
     """Placed shapes of what stays on the devices, by name."""
@@ -147,6 +175,7 @@ def fit(
   workdir: str,
   progress: bool = True,
   notes: Mapping[str, dict[str, Any]] | None = None,
+  shapes: PyTree | None = None,
 ) -> PyTree:
   """Trains to `config.steps`, going on from the newest checkpoint if any.
 
@@ -162,6 +191,8 @@ def fit(
     progress: whether to show a bar.
     notes: what else the folder should say of this run, by the name of a JSON
       file; written once it is clear that a checkpoint there is of this run.
+    shapes: of a batch, placed, for which the steps are compiled side by side
+      before the first update; None compiles each when it is called.
 
   Returns:
     The final state.
@@ -199,6 +230,11 @@ def fit(
     stack.callback(bar.close)
     stop = stack.enter_context(on_sigterm())
     times = SaveTimes(config.checkpoint, start)
+    if shapes is not None and start < config.steps and not task.ended():
+      bar.set_postfix_str("compiling")
+      programs = task.programs(shapes, start)
+      steps = [programs[name] for name in STEPS if name in programs]
+      compile_together((one.run, one.args) for one in steps)
     behind: dict[str, Array] = {}
     pace = Pace()
     for index in bar:

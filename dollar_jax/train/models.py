@@ -15,9 +15,9 @@ from dollar_jax.interop import buckets
 from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.attention import Choice, choose
-from dollar_jax.models.cogvideox import CogVideoXConfig
+from dollar_jax.models.configs import CogVideoXConfig, WanConfig
 from dollar_jax.models.denoiser import make_wan
-from dollar_jax.models.wan import WanConfig
+from dollar_jax.parallel.mesh import platform_of
 from dollar_jax.train import datasets
 from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, from_config_dict
@@ -206,7 +206,7 @@ def attention_choice(base: Pipeline, mesh: Mesh) -> Choice:
   return choose(
     c.attention,
     c.context,
-    platform=mesh.devices.flat[0].platform,
+    platform=platform_of(mesh),
     dtype=c.dtype,
     heads=c.num_attention_heads,
     head_dim=c.attention_head_dim,

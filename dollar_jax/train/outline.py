@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from dollar_jax.interop.outline import outline
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.parallel.mesh import check_batch
-from dollar_jax.parallel.rules import by_batch
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.distill_task import DistillTask
+from dollar_jax.train.loop import batch_shapes
 from dollar_jax.train.models import open_base
 from dollar_jax.train.runs import make_task
 from dollar_jax.train.teacher_task import TeacherTask
@@ -55,14 +55,10 @@ def outline_run(config: TrainConfig, mesh: Mesh) -> Outline:
   task, _ = make_task(config, base, mesh)
   text = base.null_prompt["null_text"].shape
 
-  def rows(*shape: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
-    size = config.data.batch_size
-    place = by_batch(mesh)
-    return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=place)
-
-  batch = {
-    "latents": rows(*shape),
-    "text": rows(*text),
-    "text_mask": rows(text[0], dtype=bool),
+  example = {
+    "latents": jax.ShapeDtypeStruct(shape, jnp.float32),
+    "text": jax.ShapeDtypeStruct(text, jnp.float32),
+    "text_mask": jax.ShapeDtypeStruct(text[:1], bool),
   }
+  batch = batch_shapes(example, config.data.batch_size, mesh)
   return Outline(base, task, batch)

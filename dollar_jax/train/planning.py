@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from dollar_jax.models.attention import Choice
 from dollar_jax.parallel import hlo
 from dollar_jax.parallel.flops import matmul_flops
-from dollar_jax.parallel.mesh import batch_shards
+from dollar_jax.parallel.mesh import batch_shards, platform_of
 from dollar_jax.train import cost
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.distill_task import DistillTask
@@ -119,7 +119,7 @@ def measure(
       seconds = time.monotonic() - start
       return too_large(needs_bytes=arguments + waiting, seconds=seconds)
     try:
-      options = _OPTIONS.get(mesh.devices.flat[0].platform)
+      options = _OPTIONS.get(platform_of(mesh))
       compiled = traced.lower().compile(options)
     except jax.errors.JaxRuntimeError as error:
       needs = _TOO_LARGE.search(str(error))

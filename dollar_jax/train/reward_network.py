@@ -13,10 +13,12 @@ from jax.sharding import Mesh
 from dollar_jax.losses.reward import RewardStatistics
 from dollar_jax.models.latent_reward import LatentReward, normalised
 from dollar_jax.parallel import rules
+from dollar_jax.parallel.compilation import compiler_options
+from dollar_jax.parallel.mesh import platform_of
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.loop import Program, named_key
-from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.optim import make_optimizer, make_schedule
 from dollar_jax.train.state import NetworkState
 from dollar_jax.typing import Array, Params, PyTree
 
@@ -78,9 +80,13 @@ class RewardNetwork:
     self._everywhere = rules.replicated(mesh)
     self._by_batch = rules.by_batch(mesh)
     settings = config.reward_optimizer
-    self._optimizer = make_optimizer(settings, updates)
+    self._optimizer = make_optimizer(settings, make_schedule(settings, updates))
     step = make_step(self.model, self._optimizer, settings)
-    self._step = jax.jit(step, donate_argnums=0)
+    self._step = jax.jit(
+      step,
+      donate_argnums=0,
+      compiler_options=compiler_options(platform_of(mesh)),
+    )
     self._members = jax.jit(
       lambda params, *inputs: self.model.apply(
         {"params": params}, *inputs, method="members"

@@ -12,7 +12,6 @@ from etils import epath
 from jax.sharding import Mesh
 
 from dollar_jax.data.mixing import mix_batches
-from dollar_jax.evaluation.plots import TENTHS, calibration, guard_curves
 from dollar_jax.interop import buckets
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.lora import init_adapters
@@ -24,7 +23,7 @@ from dollar_jax.train.checkpoint import read_networks
 from dollar_jax.train.config import TrainConfig, to_dict
 from dollar_jax.train.distill_task import DistillTask
 from dollar_jax.train.guard import Guard
-from dollar_jax.train.loop import Batches, fit
+from dollar_jax.train.loop import Batches, batch_shapes, fit
 from dollar_jax.train.models import (
   RECIPE,
   attention_choice,
@@ -95,6 +94,7 @@ def train(
     rows,
   )
   batches = Batches(make, rows, mesh)
+  shapes = batch_shapes(sets[0].source[0], config.data.batch_size, mesh)
   choice = attention_choice(base, mesh)
   if progress and processes.is_first() and mesh.size > 1:
     sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
@@ -104,7 +104,7 @@ def train(
   # on one device nothing is split, and no constraint stands in the way
   on_mesh = jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
   with on_mesh:
-    state = fit(task, batches, config, workdir, progress, notes)
+    state = fit(task, batches, config, workdir, progress, notes, shapes)
   trained = processes.to_host(task.result(state))
   result = with_trained(base, trained, recipe, config)
   if processes.is_first():
@@ -118,11 +118,19 @@ def _draw(
   folder: epath.Path, task: TeacherTask | DistillTask, config: TrainConfig
 ) -> None:
   """Draws what is to be seen of the rewards of a run that has ended."""
+  rewarded = isinstance(task, DistillTask) and isinstance(
+    task.tuner, RewardTuner
+  )
+  if not config.guard.every and not rewarded:
+    return
+  # matplotlib takes a second, which only those who draw should wait for
+  from dollar_jax.evaluation.plots import TENTHS, calibration, guard_curves
+
   if config.guard.every:
     names = get_mixture(config.reward.name).names
     picture = guard_curves(metrics.read(folder), names)
     (folder / GUARD_PLOT).write_bytes(picture)
-  if isinstance(task, DistillTask) and isinstance(task.tuner, RewardTuner):
+  if rewarded:
     pairs = task.tuner.pairs
     if np.isfinite(pairs).all(axis=1).sum() >= TENTHS:
       picture = calibration(pairs, config.reward.name)

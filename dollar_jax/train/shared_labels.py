@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from dollar_jax.parallel import processes, rules
-from dollar_jax.parallel.mesh import make_mesh
+from dollar_jax.parallel.mesh import make_mesh, platform_of
 from dollar_jax.rewards.mixture import Mixture
 from dollar_jax.rewards.scoring import Patience
 from dollar_jax.train.labels import LabelCounts, LabelledBatch, Labeller
@@ -58,7 +58,7 @@ class Decoder:
   @property
   def on_cpu(self) -> bool:
     """Whether these devices are CPUs."""
-    return self._mesh.devices.flat[0].platform == "cpu"
+    return platform_of(self._mesh) == "cpu"
 
 
 class SharedLabeller:

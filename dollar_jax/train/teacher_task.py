@@ -1,16 +1,20 @@
 """Training of a teacher, from scratch on real latents."""
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.parallel import rules
+from dollar_jax.parallel.compilation import compiler_options
+from dollar_jax.parallel.mesh import platform_of
 from dollar_jax.train import state as states
 from dollar_jax.train.config import TrainConfig
 from dollar_jax.train.descriptions import architecture, structure
 from dollar_jax.train.loop import Batches, Program, named_key
-from dollar_jax.train.optim import make_optimizer
+from dollar_jax.train.optim import make_optimizer, make_schedule, scheduled
 from dollar_jax.train.state import NetworkState
 from dollar_jax.train.teacher_step import make_teacher_step
 from dollar_jax.typing import Array, Params, PyTree
@@ -44,19 +48,20 @@ class TeacherTask:
     self._config, self._mesh = config, mesh
     self._denoiser, self._latent_shape = denoiser, latent_shape
     self._null_prompt, self._frozen = null_prompt, {}
-    self._optimizer = make_optimizer(config.optimizer, config.steps)
+    self._schedule = make_schedule(config.optimizer, config.steps)
+    self._optimizer = make_optimizer(config.optimizer, self._schedule)
     everywhere = rules.replicated(mesh)
     state = jax.eval_shape(self._create, jax.random.key(0))
     self._shapes = states.placed(state, denoiser.logical_axes, mesh)
-    step = make_teacher_step(
+    make_step = functools.partial(
+      make_teacher_step,
       denoiser,
-      self._optimizer,
-      config.optimizer,
-      config.data.caption_dropout,
+      caption_dropout=config.data.caption_dropout,
     )
     self.step = jax.jit(
-      step,
+      scheduled(make_step, config.optimizer),
       donate_argnums=0,
+      compiler_options=compiler_options(platform_of(mesh)),
       out_shardings=(rules.shardings_of(self._shapes), everywhere),
     )
     self.description = {
@@ -67,7 +72,8 @@ class TeacherTask:
 
   def init(self) -> NetworkState:
     """A fresh network."""
-    self._frozen = rules.put(self._null_prompt, rules.replicated(self._mesh))
+    frozen = self._null_prompt | {"schedule": self._schedule}
+    self._frozen = rules.put(frozen, rules.replicated(self._mesh))
     key = named_key(self._config.seed, "init", 0)
     shardings = rules.shardings_of(self._shapes)
     return jax.jit(self._create, out_shardings=shardings)(key)
@@ -101,15 +107,13 @@ class TeacherTask:
     """The teacher, averaged."""
     return state.averaged
 
-  def programs(self, batch: PyTree) -> dict[str, Program]:
-    """What a run compiles, by name; see `Program`.
-
-    Args:
-      batch: shapes of a batch, placed.
-    """
+  def programs(self, batch: PyTree, start: int = 0) -> dict[str, Program]:
+    """What a run compiles, by name; see `loop.Task.programs`."""
+    del start  # they are the same from first to last
     everywhere = rules.replicated(self._mesh)
-    frozen = rules.placed(self._null_prompt, everywhere)
-    args = self._shapes, frozen, batch, rules.placed_key(self._mesh)
+    frozen = self._null_prompt | {"schedule": self._schedule}
+    frozen = rules.placed(frozen, everywhere)
+    args = self._shapes, frozen, batch, rules.key_shape()
     return {"teacher": Program(self.step, args)}
 
   def resident(self) -> dict[str, PyTree]:
