@@ -30,7 +30,7 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 
 import dollar_jax
-from dollar_jax import programs
+from dollar_jax import programs, startup
 
 # absl and the programs (which import jax) are imported once a command is about
 # to run, so that `dollar --help` answers at once.
@@ -172,6 +172,7 @@ def _run(command: str, args: Sequence[str]) -> None:
     if any(arg in _HELP for arg in args):
       print(describe(command, program))
       return
+    startup.prepare()
     _parse(program.FLAGS, args)
     from absl import flags as absl_flags
 

@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+DTYPES = ("float32", "float16", "bfloat16")
+"""What arrays may be stored as."""
+
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike, ending: str = "") -> Iterator[Path]:
@@ -44,3 +47,9 @@ def read_text(path: str | os.PathLike) -> str:
   except (OSError, UnicodeDecodeError) as error:
     reason = getattr(error, "strerror", None) or "it is not text"
     raise ValueError(f"{path} cannot be read ({reason})") from None
+
+
+def user_cache(name: str) -> Path:
+  """The user's folder for what can be made again, such as "text"."""
+  root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(root) / "dollar_jax" / name

@@ -24,9 +24,6 @@ from tensorflow_datasets.core import (
 
 from dollar_jax.files import write_text
 
-DTYPES = ("float32", "bfloat16", "float16")
-"""How latents and text embeddings may be stored."""
-
 NAME = "latents"
 VERSION = "1.0.0"
 NOTES = "shards"

@@ -11,11 +11,9 @@ import numpy as np
 from flax import traverse_util
 from flax.core import meta
 
+from dollar_jax.files import DTYPES
 from dollar_jax.interop.keymaps import Entry, Keymap
 from dollar_jax.typing import Params
-
-DTYPES = ("float32", "float16", "bfloat16")
-"""Types that weights are stored in."""
 
 SHOWN = 6
 """How many keys of each kind of trouble an error prints."""

@@ -154,9 +154,3 @@ def check_target(path: Path) -> None:
     raise ValueError(
       f"{path} holds other files than a model; give a new or empty folder"
     )
-
-
-def user_cache(name: str) -> Path:
-  """The user's folder for what can be made again, such as "text"."""
-  root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(root) / "dollar_jax" / name

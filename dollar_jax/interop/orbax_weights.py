@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from dollar_jax.interop.convert import iterate_leaves
@@ -57,7 +56,7 @@ def write_orbax(
     tree = dict(itertools.islice(leaves, len(paths)))
     part = folder / FOLDER / f"{i:05d}-of-{len(parts):05d}"
     try:
-      with ocp.StandardCheckpointer() as checkpointer:
+      with _checkpointer() as checkpointer:
         checkpointer.save(part.resolve(), traverse_util.unflatten_dict(tree))
     except Exception as error:  # TensorStore says a full disk in its own way
       raise OSError(first_line(error)) from error
@@ -109,7 +108,7 @@ def _parts(folder: Path) -> list[Path]:
 def _metadata(part: Path) -> Any:
   """The tree of a part, of shapes and types."""
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
       return checkpointer.metadata(part).item_metadata.tree
   except Exception as error:  # a torn file makes a reader raise anything
     raise _damaged(part, error) from None
@@ -118,7 +117,7 @@ def _metadata(part: Path) -> Any:
 def _restore(part: Path) -> dict[tuple[str, ...], np.ndarray]:
   target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _metadata(part))
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
       return _flat(checkpointer.restore(part, target))
   except Exception as error:  # a torn file makes a reader raise anything
     raise _damaged(part, error) from None
@@ -140,3 +139,9 @@ def _read(
 
 def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
   return traverse_util.flatten_dict(tree)
+
+
+def _checkpointer() -> Any:
+  import orbax.checkpoint as ocp  # 0.6 s, only where Orbax is read or written
+
+  return ocp.StandardCheckpointer()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 from dollar_jax.diffusion.process import FlowProcess, Process, VPProcess
 from dollar_jax.diffusion.timesteps import shift_time
@@ -139,6 +138,8 @@ def _flow_spacing(grid: Sequence[float]) -> dict[str, float] | None:
   widest = np.log(100.0)
   if miss(-widest) * miss(widest) > 0:
     return None
+  from scipy import optimize  # 0.4 s, only where a shift is sought
+
   log_shift = optimize.brentq(miss, -widest, widest, xtol=1e-12)
   if np.abs(spaced(log_shift) - grid).max() > 1e-6:
     return None

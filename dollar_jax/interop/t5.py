@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dollar_jax.interop.folders import read_json, user_cache
+from dollar_jax.files import user_cache
+from dollar_jax.interop.folders import read_json
 from dollar_jax.interop.weights import read_weights
 
 WEIGHTS = "model"

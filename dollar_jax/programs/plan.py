@@ -32,7 +32,8 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 import dollar_jax
-from dollar_jax.interop.folders import read_json, user_cache, write_json
+from dollar_jax.files import user_cache
+from dollar_jax.interop.folders import read_json, write_json
 from dollar_jax.parallel.mesh import batch_shards, make_mesh
 from dollar_jax.parallel.topologies import Machine, open_devices, parse
 from dollar_jax.programs._plan_table import plan_table

@@ -17,10 +17,8 @@ jobs of Kubernetes are recognised. Elsewhere say who is who:
 from absl import flags
 from ml_collections import config_flags
 
-from dollar_jax.parallel import distributed
 from dollar_jax.programs._flags import define_processes, processes_of
 from dollar_jax.train.config import from_config_dict
-from dollar_jax.train.runs import train
 
 FLAGS = flags.FlagValues()
 config_flags.DEFINE_config_file(
@@ -44,5 +42,9 @@ def main(values: flags.FlagValues) -> None:
   if values.config is None:
     raise ValueError("no --config given; name one, e.g. a file in configs/")
   config = from_config_dict(values.config.to_dict())
+  # JAX comes with them; a mistake in the config is told before
+  from dollar_jax.parallel import distributed
+  from dollar_jax.train.runs import train
+
   with distributed.joined(*processes_of(values)):
     train(config, values.workdir, values.progress)

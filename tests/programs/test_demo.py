@@ -7,7 +7,8 @@ import re
 import pytest
 
 from dollar_jax import cli
-from dollar_jax.programs import _demo_stages, demo
+from dollar_jax.programs import _demo as demo
+from dollar_jax.programs import _demo_stages
 from dollar_jax.programs._demo_report import write_ablation_report
 
 # the first test carries every compilation
