@@ -90,8 +90,21 @@ class Student:
     noises = jax.random.normal(key, (steps, len(text), *shape[1:]))
     return noises, text, mask
 
-  def walk(self, walk_fn: Any, params: Params, noises: Array, *text: Array):
-    """Applies one of the walks of `samplers` to this student."""
+  def walk(
+    self,
+    walk_fn: Callable[..., Any],
+    params: Params,
+    noises: Array,
+    *text: Array,
+  ) -> Any:
+    """Applies one of the walks of `samplers` to this student.
+
+    Args:
+      walk_fn: `samplers.student_path`, `student_inputs` or `sample_student`.
+      params: what the network computes with.
+      noises: [K, B, ...].
+      *text: [B, S, D] and its mask [B, S].
+    """
     c = self.config
     predict = self.predict(params, *text)
     process = self.denoiser.process
