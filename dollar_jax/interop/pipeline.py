@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import shutil
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +22,33 @@ from dollar_jax.interop.convert import cast
 from dollar_jax.interop.folders import check_source
 from dollar_jax.interop.published import published_recipe
 from dollar_jax.interop.recipe import Recipe
+from dollar_jax.interop.text_encoders import TextEncoder
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.lora import Adapted, merge
 from dollar_jax.typing import Array, Params
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "digits"
 """The model that comes with the package."""
+
+Embed = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
+"""Indices of B prompts → text [B, S, D] and text_mask [B, S]."""
+
+
+class Batch(NamedTuple):
+  """Videos that were sampled at once, on the host.
+
+  Attributes:
+    rows: which ones of those asked for.
+    x0: their latents, float32 [n, T, H, W, C].
+    frames: uint8 [n, F, H, W, 3]; None where they were not decoded.
+    seconds: what each stage took, to some milliseconds: "text", "denoising",
+      "decoding", and in the first batch "compiling".
+  """
+
+  rows: range
+  x0: np.ndarray
+  frames: np.ndarray | None
+  seconds: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +149,25 @@ class Pipeline:
     Raises:
       ValueError: if there is no text encoder, or a prompt does not suit it.
     """
+    return self._known_encoder.encode(list(prompts))
+
+  @property
+  def text_shape(self) -> tuple[int, int]:
+    """S and D of an embedded prompt.
+
+    Raises:
+      ValueError: if there is no text encoder.
+    """
+    return self._known_encoder.max_length, self._known_encoder.dim
+
+  @property
+  def _known_encoder(self) -> TextEncoder:
     if self.text_encoder is None:
       raise ValueError(
         "this model has no text encoder; give the prompts' embeddings with "
         "--text_embeddings=FILE.npz (arrays text [N, S, D], text_mask [N, S])"
       )
-    return self.text_encoder.encode(list(prompts))
+    return self.text_encoder
 
   @functools.cached_property
   def null_prompt(self) -> dict[str, np.ndarray]:
@@ -141,10 +177,14 @@ class Pipeline:
 
   def draw_noise(self, names: Sequence[str], seed: int) -> Array:
     """Noise [K, B, T, H, W, C], each video's from its own name and the seed."""
-    count = max(len(self.recipe.grid), 1)
     codes = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
-    shape = (count, *self.recipe.latent_shape)
+    shape = (self._noises, *self.recipe.latent_shape)
     return _draw_noise(jax.random.key(seed), codes, shape)
+
+  @property
+  def _noises(self) -> int:
+    """K, draws of noise that a video takes."""
+    return max(len(self.recipe.grid), 1)
 
   @functools.cached_property
   def sampler(self) -> Any:
@@ -188,6 +228,106 @@ class Pipeline:
     null = self.null_prompt if null_prompt is None else null_prompt
     return self.sampler(self.params, noises, text, text_mask, **null)
 
+  def batches(
+    self,
+    names: Sequence[str],
+    embed: Embed,
+    text_shape: tuple[int, int],
+    size: int,
+    seed: int = 0,
+    *,
+    initial: np.ndarray | None = None,
+    null_prompt: dict[str, np.ndarray] | None = None,
+    decode: bool = True,
+  ) -> Iterator[Batch]:
+    """Samples videos, each batch while the one before is worked on.
+
+    The device has the next batch to do while the caller writes this one and
+    embeds the text of the one after: two batches of frames are in memory.
+    All have one size, so that one compilation serves any number of videos; the
+    last repeats its last video to get there.
+
+    Args:
+      names: N, one a video, from which its noise comes.
+      embed: embeds the prompts of the videos of these indices.
+      text_shape: S, D of what it returns.
+      size: videos of a batch.
+      seed: of the noise.
+      initial: starts from this noise [N, T, H, W, C] instead.
+      null_prompt: see `sample_latents`.
+      decode: whether to go on to frames; with no codec there are none.
+
+    Raises:
+      ValueError: if a prompt cannot be embedded, or shapes do not fit.
+    """
+    if not names:
+      return
+    codec = jax.device_put(self.codec if decode else None)
+    started = idle = time.perf_counter()
+    programs = self._lower(codec, size, text_shape)
+
+    def finish(rows, x0, frames, seconds, dispatched) -> Batch:
+      """Waits for a batch; they come here in the device's order."""
+      nonlocal idle
+      began = max(dispatched, idle)
+      jax.block_until_ready(x0)
+      sampled = time.perf_counter()
+      jax.block_until_ready(frames)
+      idle = time.perf_counter()
+      x0 = np.asarray(x0)[: len(rows)]
+      if frames is not None:
+        frames = np.asarray(frames)[: len(rows)]
+      seconds["denoising"] = sampled - began
+      seconds["decoding"] = time.perf_counter() - sampled
+      return Batch(rows, x0, frames, seconds)
+
+    with ThreadPoolExecutor(2) as compilers, ThreadPoolExecutor(1) as follower:
+      compiling = [compilers.submit(_compile, program) for program in programs]
+      null = self.null_prompt if null_prompt is None else null_prompt
+      ahead = []
+      for start in range(0, len(names), size):
+        rows = range(start, min(start + size, len(names)))
+        padded = [*rows] + [rows[-1]] * (size - len(rows))
+        embedding = time.perf_counter()
+        text, mask = embed(padded)
+        seconds = {"text": time.perf_counter() - embedding}
+        noises = self.draw_noise([names[i] for i in padded], seed)
+        if initial is not None:
+          noises = noises.at[0].set(initial[padded])
+        if not start:
+          ready = [program.result() for program in compiling]
+          seconds["compiling"] = max(ready) - started
+        dispatched = time.perf_counter()
+        x0 = self.sample_latents(text, mask, noises, null)
+        frames = None if codec is None else _decode(codec, x0)
+        ahead.append(
+          follower.submit(finish, rows, x0, frames, seconds, dispatched)
+        )
+        del x0, frames  # the device's, which `finish` lets go of
+        if len(ahead) > 1:
+          yield ahead.pop(0).result()
+      for last in ahead:
+        yield last.result()
+
+  def _lower(
+    self, codec: Any, size: int, text_shape: tuple[int, int]
+  ) -> list[jax.stages.Lowered]:
+    """The programs of a batch, traced: the sampler, and the codec if any."""
+    tokens, width = text_shape
+    struct = jax.ShapeDtypeStruct
+    noises = (self._noises, size, *self.recipe.latent_shape)
+    sampler = self.sampler.lower(
+      self.params,
+      struct(noises, jnp.result_type(float)),
+      struct((size, tokens, width), np.float32),
+      struct((size, tokens), bool),
+      null_text=struct((tokens, width), np.float32),
+      null_mask=struct((tokens,), bool),
+    )
+    if codec is None:
+      return [sampler]
+    return [sampler, _decode.lower(codec, sampler.out_info)]
+
   def generate(
     self,
     prompts: Sequence[str],
@@ -209,18 +349,20 @@ class Pipeline:
       names.append(f"{prompt}-{counts.get(prompt, 0)}")
       counts[prompt] = counts.get(prompt, 0) + 1
     size = min(batch_size, len(prompts))
-    out = []
-    for start in tqdm(
-      range(0, len(prompts), size),
+    batches = self.batches(
+      names,
+      lambda rows: self.encode([prompts[i] for i in rows]),
+      self.text_shape,
+      size,
+      seed,
+    )
+    bar = tqdm(
+      batches,
       desc="sample",
+      total=-(-len(prompts) // size),
       disable=None if progress else True,  # None: where stderr is no terminal
-    ):
-      rows = [min(start + i, len(prompts) - 1) for i in range(size)]
-      text, mask = self.encode([prompts[i] for i in rows])
-      noises = self.draw_noise([names[i] for i in rows], seed)
-      x0 = self.sample_latents(text, mask, noises)
-      out.append(np.asarray(_decode(self.codec, x0)))
-    return np.concatenate(out)[: len(prompts)]
+    )
+    return np.concatenate([batch.frames for batch in bar])
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -233,3 +375,9 @@ def _draw_noise(key: Array, codes: Array, shape: tuple[int, ...]) -> Array:
 @jax.jit
 def _decode(codec: Any, x0: Array) -> Array:
   return codec.decode(x0)
+
+
+def _compile(lowered: jax.stages.Lowered) -> float:
+  """Compiles what the jitted function then finds ready; says when."""
+  lowered.compile()
+  return time.perf_counter()

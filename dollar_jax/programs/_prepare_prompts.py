@@ -52,26 +52,34 @@ class PromptMaker:
     ]
     done(len(notes["skipped"]))
     known = [(i, t) for i, t in zip(rows, texts, strict=True) if t is not None]
-    for start in range(0, len(known), self.batch_size):
-      some = known[start : start + self.batch_size]
-      latents = self._sampled(some)
-      for row, (i, (text, mask)) in enumerate(some):
-        example = {"text": text, "text_mask": mask, "prompt": self.prompts[i]}
-        if latents is not None:
-          example["latents"] = latents[row]
-        yield example
-      done(len(some))
+    for k, x0 in self._sampled(known):
+      i, (text, mask) = known[k]
+      example = {"text": text, "text_mask": mask, "prompt": self.prompts[i]}
+      yield example if x0 is None else {**example, "latents": x0}
+      done(1)
 
-  def _sampled(self, some: list[tuple]) -> np.ndarray | None:
+  def _sampled(
+    self, known: list[tuple[int, tuple[np.ndarray, np.ndarray]]]
+  ) -> Iterator[tuple[int, np.ndarray | None]]:
+    """Indices of `known`, with the latents of each if there is a model."""
     if self.model is None:
-      return None
-    # one shape, one compilation
-    padded = some + some[-1:] * (self.batch_size - len(some))
-    text, mask = (np.stack([t[n] for _, t in padded]) for n in (0, 1))
-    names = [self.names[i] for i, _ in padded]
-    noises = self.model.draw_noise(names, self.seed)
-    x0 = self.model.sample_latents(text, mask, noises)
-    return np.asarray(x0, np.float32)
+      yield from ((k, None) for k in range(len(known)))
+      return
+
+    def stacked(some: list[int]) -> tuple[np.ndarray, np.ndarray]:
+      text, mask = zip(*(known[k][1] for k in some), strict=True)
+      return np.stack(text), np.stack(mask)
+
+    batches = self.model.batches(
+      [self.names[i] for i, _ in known],
+      stacked,
+      (self.text_encoder.max_length, self.text_encoder.dim),
+      self.batch_size,
+      self.seed,
+      decode=False,
+    )
+    for batch in batches:
+      yield from zip(batch.rows, batch.x0, strict=True)
 
 
 def repeated(prompts: Sequence[str], count: int) -> tuple[list[str], list[str]]:
