@@ -53,7 +53,11 @@ class Pace:
 
   def stop(self) -> None:
     """Says that it has been done."""
-    self._seconds.append(time.perf_counter() - self._began)
+    self.add(time.perf_counter() - self._began)
+
+  def add(self, seconds: float) -> None:
+    """Says that it has been done, in so many seconds."""
+    self._seconds.append(seconds)
 
   @property
   def median(self) -> float | None:

@@ -15,25 +15,23 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from dollar_jax.data.videos import video_name, write_video
+from dollar_jax.data.videos import video_name
 from dollar_jax.diffusion.timesteps import student_grid
 from dollar_jax.evaluation.vbench_suite import read_suite
-from dollar_jax.files import written_whole
 from dollar_jax.interop.buckets import on_disk
 from dollar_jax.interop.folders import write_json
-from dollar_jax.interop.pipeline import Pipeline
-from dollar_jax.parallel.machine import MACHINE, Pace, describe
+from dollar_jax.interop.pipeline import Embed, Pipeline
+from dollar_jax.interop.text_encoders import WordEncoder
+from dollar_jax.parallel.machine import MACHINE, describe
 from dollar_jax.programs._flags import parse_video_size
+from dollar_jax.programs._sample_clips import write_clips
 from dollar_jax.train.models import open_model
 
 FLAGS = flags.FlagValues()
@@ -109,8 +107,8 @@ flags.DEFINE_string(
   flag_values=FLAGS,
 )
 
-_EMBEDDED = 8
-"""Prompts embedded at once."""
+_CHECKED = 64
+"""Prompts whose words are looked up at once."""
 
 
 def read_prompts(value: str | None) -> list[str]:
@@ -221,7 +219,7 @@ def main(values: flags.FlagValues) -> None:
   model = choose_sampler(
     model, values.steps, values.guidance, values.negative_prompt
   )
-  embed, null = _embedder(model, prompts, values.text_embeddings)
+  embed, text_shape, null = _embedder(model, prompts, values.text_embeddings)
   jobs = [(p, i) for p, count in enumerate(counts) for i in range(count)]
   names = [video_name(prompts[p], i) for p, i in jobs]
   _check_unique(names)
@@ -231,41 +229,35 @@ def main(values: flags.FlagValues) -> None:
   files = [_files(out / name, model, values.save_latents) for name in names]
   todo = [n for n in range(len(jobs)) if not all(f.exists() for f in files[n])]
   size = min(values.batch_size, max(len(todo), 1))
-  decode = jax.jit(lambda codec, x0: codec.decode(x0))
-  starts = range(0, len(todo), size)
-  sampling = Pace()
-  for start in tqdm(starts, desc="sample", unit="batch", disable=None):
-    rows = todo[start : start + size]
-    padded = rows + rows[-1:] * (size - len(rows))  # one shape, one compile
-    sampling.start()
-    noises = model.draw_noise([names[n] for n in padded], values.seed)
-    if initial is not None:
-      noises = noises.at[0].set(initial[jnp.array(padded)])
-    text, mask = embed([jobs[n][0] for n in padded])
-    x0 = model.sample_latents(text, mask, noises, null)
-    frames = decode(model.codec, x0) if model.codec is not None else x0
-    x0, frames = np.asarray(x0), np.asarray(frames)
-    sampling.stop()
-    for i, n in enumerate(rows):
-      for file in files[n]:
-        if file.exists():
-          continue
-        if file.suffix == ".npy":
-          _write_latents(file, x0[i])
-        else:
-          write_video(file, frames[i], model.recipe.fps)
+  batches = model.batches(
+    [names[n] for n in todo],
+    lambda rows: embed([jobs[todo[row]][0] for row in rows]),
+    text_shape,
+    size,
+    values.seed,
+    initial=None if initial is None else initial[todo],
+    null_prompt=null,
+  )
+  bar = tqdm(
+    batches,
+    desc="sample",
+    total=-(-len(todo) // size),
+    unit="batch",
+    disable=None,
+  )
+  speed = write_clips(bar, [files[n] for n in todo], model.recipe.fps)
   _write_metadata(
     out, [(f[0], prompts[p]) for f, (p, _) in zip(files, jobs, strict=True)]
   )
-  if sampling.median:
-    write_json(out / MACHINE, _speed(values, model, size, sampling.median))
+  if speed:
+    write_json(out / MACHINE, _settings(values, model, size) | speed)
   print(f"{len(jobs)} videos in {out} ({len(jobs) - len(todo)} were there)")
 
 
-def _speed(
-  values: flags.FlagValues, model: Pipeline, size: int, seconds: float
+def _settings(
+  values: flags.FlagValues, model: Pipeline, size: int
 ) -> dict[str, Any]:
-  """How the clips were made, and how fast, for those who compare folders."""
+  """How the clips were made, and on what, for those who compare folders."""
   recipe = model.recipe
   return {
     "model": values.model,
@@ -274,7 +266,6 @@ def _speed(
     "guidance": recipe.guidance,
     "network_evaluations": recipe.network_evaluations,
     "batch_size": size,
-    "seconds_per_video": seconds / size,
     **describe(),
   }
 
@@ -296,31 +287,29 @@ def _files(video: Path, model: Pipeline, save_latents: bool) -> list[Path]:
   return [video, latents] if save_latents else [video]
 
 
-def _write_latents(path: Path, latents: np.ndarray) -> None:
-  """Writes an .npy file; it appears whole or not at all."""
-  with written_whole(path) as part, part.open("wb") as file:
-    np.save(file, latents)
-
-
 def _write_metadata(out: Path, rows: list[tuple[Path, str]]) -> None:
   """Hugging Face's video-folder index, so that others read the prompts."""
   lines = [json.dumps({"file_name": f.name, "text": t}) + "\n" for f, t in rows]
   (out / "metadata.jsonl").write_text("".join(lines))
 
 
-Embed = Callable[[list[int]], tuple[np.ndarray, np.ndarray]]
-"""Indices of B prompts → text [B, S, D] and text_mask [B, S]."""
-
-
 def _embedder(
   model: Pipeline, prompts: list[str], file: str | None
-) -> tuple[Embed, dict | None]:
-  """Embeds by the batch: those of a whole suite would fill the memory."""
+) -> tuple[Embed, tuple[int, int], dict | None]:
+  """What embeds prompts by the batch, S and D of that, and the null prompt.
+
+  All at once would fill the memory, of a whole suite.
+  """
   if file is None:
-    starts = range(0, len(prompts), _EMBEDDED)
-    for start in tqdm(starts, desc="embed", unit="batch", disable=None):
-      model.encode(prompts[start : start + _EMBEDDED])  # known, and then kept
-    return lambda rows: model.encode([prompts[row] for row in rows]), None
+    shape = model.text_shape
+    if isinstance(model.text_encoder, WordEncoder):  # may not know a word
+      for start in range(0, len(prompts), _CHECKED):
+        model.encode(prompts[start : start + _CHECKED])
+    return (
+      lambda rows: model.encode([prompts[row] for row in rows]),
+      shape,
+      None,
+    )
   arrays = _load(file, ".npz")
   tokens = arrays["text"].shape[1] if np.ndim(arrays.get("text")) == 3 else 0
   width = model.denoiser.config.text_dim
@@ -344,17 +333,19 @@ def _embedder(
       f"guidance {guidance} needs; add it, or sample with --guidance=1"
     )
   text = arrays["text"].astype(np.float32)
-  mask = arrays.get("text_mask", np.ones(text.shape[:2], bool))
+  mask = arrays.get("text_mask", np.ones(text.shape[:2])).astype(bool)
+  null_text = arrays.get("null_text", np.zeros_like(text[0]))
+  null_mask = arrays.get("null_mask", np.ones_like(mask[0]))
   null = {
-    "null_text": arrays.get("null_text", np.zeros_like(text[0])),
-    "null_mask": arrays.get("null_mask", np.ones_like(mask[0])),
+    "null_text": null_text.astype(np.float32),
+    "null_mask": null_mask.astype(bool),
   }
-  return lambda rows: (text[rows], mask[rows]), null
+  return lambda rows: (text[rows], mask[rows]), (tokens, width), null
 
 
 def _read_noise(
   file: str | None, model: Pipeline, count: int
-) -> jax.Array | None:
+) -> np.ndarray | None:
   if file is None:
     return None
   noise = _load(file, ".npy")
@@ -364,7 +355,7 @@ def _read_noise(
       f"{file} has shape {np.shape(noise)}; {count} videos of this model need "
       f"{want}"
     )
-  return jnp.asarray(noise, jnp.float32)
+  return np.asarray(noise, np.float32)
 
 
 def _load(file: str, kind: str) -> Any:

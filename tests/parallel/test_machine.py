@@ -17,6 +17,8 @@ def test_the_usual_time_leaves_the_first_out(monkeypatch):
     pace.stop()
     found.append(pace.median)
   assert found == [None, 2.0, 2.5, 3.0]
+  pace.add(4.0)
+  assert pace.median == 3.5
 
 
 def test_a_machine_is_told_as_json_holds_it():

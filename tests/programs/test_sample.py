@@ -231,6 +231,36 @@ def test_a_folder_says_how_its_clips_were_made(run, tmp_path):
   assert (made["steps"], made["guidance"]) == (5, 2.0)
   assert (made["network_evaluations"], made["batch_size"]) == (10, 1)
   assert 0 < made["seconds_per_video"] < 60
+  stages = made["stage_seconds_per_video"]
+  assert set(stages) == {"text", "denoising", "decoding", "writing"}
+  # a sum of medians is not the median of sums
+  device = stages["denoising"] + stages["decoding"]
+  assert made["seconds_per_video"] == pytest.approx(device, rel=0.5)
+  assert 0 < made["wall_seconds_per_video"] < 60
+  assert 0 <= made["overlap"] < 1
+  assert made["compile_seconds"] > 0
+
+
+def test_a_slow_encoder_is_asked_batch_by_batch(models):
+  """One whose words are few says before anything is sampled what it lacks."""
+  model = Pipeline.load(models / "student")
+  with pytest.raises(ValueError, match="word 'lft'"):
+    sample._embedder(model, [*PROMPTS, "a 3 moving lft"], None)
+  asked = []
+
+  class Slow:
+    dim, max_length = model.text_encoder.dim, model.text_encoder.max_length
+
+    def encode(self, prompts):
+      asked.append(prompts)
+      return model.encode(prompts)
+
+  slow = dataclasses.replace(model, text_encoder=Slow())
+  embed, shape, null = sample._embedder(slow, PROMPTS, None)
+  assert (asked, null) == ([], None)
+  text, _ = embed([1, 1])
+  assert asked == [[PROMPTS[1]] * 2]
+  assert text.shape == (2, *shape)
 
 
 def test_files_are_named_indexed_and_kept(run, tmp_path, models):
