@@ -96,6 +96,16 @@ _SPEED = {
   "memory": "peak memory, GB",
   "machine": "on",
 }
+_STAGES = {
+  "name": "clips",
+  "text": "text",
+  "denoising": "denoising",
+  "decoding": "decoding",
+  "writing": "writing",
+  "wall_seconds_per_video": "by the clock",
+  "overlap": "share saved",
+  "compile_seconds": "compilation, in all",
+}
 _RUNS = {
   "name": "run",
   "task": "task",
@@ -266,7 +276,12 @@ def _speed_sections(folders: Named) -> list[Section]:
     first, own = rows[0].get("seconds_per_video"), row.get("seconds_per_video")
     row["speedup"] = first / own if first and own else None
   note = "Noise to pixels, without the first batch, which compiles."
-  return [Section("Sampling", [Table(rows, _SPEED, note)])]
+  tables: list[Block] = [Table(rows, _SPEED, note)]
+  stages = "stage_seconds_per_video"
+  if staged := [row | row[stages] for row in rows if stages in row]:
+    note = "Seconds a video by stage, from prompt to file; stages overlap."
+    tables.append(Table(staged, _STAGES, note))
+  return [Section("Sampling", tables)]
 
 
 def _machine(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,22 @@ def test_speed_is_what_sampling_wrote(run, clips):
   page = run(f"--clips={clips / 'a'},{clips / 'b'}")
   assert '<td class="number">12.00</td>' in page  # times as fast
   assert "times as fast" in page
+  assert "by stage" not in page  # of such folders nobody knows
+
+
+def test_stages_are_shown_of_the_folders_that_know_them(run, clips):
+  note = {"steps": 1, "seconds_per_video": 0.5}
+  (clips / "a" / "machine.json").write_text(json.dumps(note))
+  note["stage_seconds_per_video"] = {"text": 0.11, "writing": 0.44}
+  note |= {"wall_seconds_per_video": 0.33, "overlap": 0.4}
+  (clips / "b" / "machine.json").write_text(json.dumps(note))
+  page = run(f"--clips={clips / 'a'},{clips / 'b'}")
+  table = page[: page.index("Seconds a video by stage")]
+  table = table[table.rindex("<table>") :]
+  assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["b"]
+  cells = re.findall(r'<td class="number">(.*?)</td>', table)
+  # text, denoising, decoding, writing, the clock, its share, compilation
+  assert cells == ["0.110", "–", "–", "0.440", "0.330", "0.400", "–"]
 
 
 def test_runs_share_their_curves_and_show_where_they_differ(run, tmp_path):
