@@ -6,6 +6,10 @@ The samplers have one network (random weights of configs/digits/teacher.py, or
 --model=FOLDER), get the same text and noise, and take turns in one process.
 Compilation is left out. A value is the median over the turns; CPU time is that
 of all threads. "decoded" adds the codec and the copy of the frames to NumPy.
+
+Then a one-step student (of --model, or embedded) makes .mp4 files of prompts:
+stage after stage, and as `dollar sample` does, each batch written while the
+next one is sampled, with the seconds that a video is in each stage.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import os
 import pathlib
 import runpy
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +27,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from dollar_jax.data.videos import video_name, write_video
 from dollar_jax.diffusion.timesteps import student_grid
 from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.linear_vae import LinearVAE
+from dollar_jax.programs._sample_clips import write_clips
 from dollar_jax.train.config import TrainConfig, from_config_dict
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits" / "teacher.py"
+PROMPTS = [f"a {digit} moving up" for digit in range(10)]
 PATCH = (4, 8, 8)
 """Frames, rows and columns of pixels under one latent of the digits."""
 
@@ -143,6 +151,55 @@ def _decode(codec: Any, x0: jax.Array) -> jax.Array:
   return codec.decode(x0)
 
 
+def ways_to_files(
+  base: Pipeline, batch: int, count: int, notes: list[dict[str, Any]]
+) -> dict[str, Callable[[pathlib.Path], None]]:
+  """Two ways from prompts to .mp4 files in a folder, the same files.
+
+  One step of the network makes each video.
+
+  Args:
+    base: the model, with codec and text encoder.
+    batch: videos at once.
+    count: batches.
+    notes: gets what `write_clips` says of the second way, run by run.
+  """
+  recipe = base.recipe.as_student(student_grid(1, base.denoiser.shift))
+  model = base.with_params(jax.device_put(base.params), recipe)
+  prompts = [PROMPTS[i % len(PROMPTS)] for i in range(batch * count)]
+  names = [video_name(prompt, i) for i, prompt in enumerate(prompts)]
+  decode, codec = jax.jit(_decode), jax.device_put(base.codec)
+
+  def embed(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    return model.encode([prompts[row] for row in rows])
+
+  def in_turn(folder: pathlib.Path) -> None:
+    for start in range(0, len(names), batch):
+      rows = list(range(start, start + batch))
+      noises = model.draw_noise([names[row] for row in rows], 0)
+      x0 = model.sample_latents(*embed(rows), noises)
+      clips = np.asarray(decode(codec, x0))
+      for row, clip in zip(rows, clips, strict=True):
+        write_video(folder / names[row], clip, recipe.fps)
+
+  def overlapped(folder: pathlib.Path) -> None:
+    files = [[folder / name] for name in names]
+    batches = model.batches(names, embed, model.text_shape, batch)
+    notes.append(write_clips(batches, files, recipe.fps))
+
+  return {"stage after stage": in_turn, "overlapped": overlapped}
+
+
+def writer(name: str, way: Callable[[pathlib.Path], None]) -> Contender:
+  """One of `ways_to_files`, into a folder that is then deleted."""
+
+  def run() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+      way(pathlib.Path(folder))
+
+  return Contender(name, 1, run)
+
+
 def compare(
   contenders: list[Contender], turns: int, turn_seconds: float
 ) -> list[dict[str, Any]]:
@@ -167,19 +224,53 @@ def compare(
   return rows
 
 
+def usual_stages(notes: list[dict[str, Any]]) -> dict[str, float]:
+  """Medians over runs of what `write_clips` said, seconds a video."""
+  flat = [
+    {
+      **note["stage_seconds_per_video"],
+      "wall": note["wall_seconds_per_video"],
+      "overlap": note["overlap"],
+    }
+    for note in notes[1:]  # the first compiled
+  ]
+  return {key: statistics.median(f[key] for f in flat) for key in flat[0]}
+
+
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+  """Prints what `compare` returns."""
+  print(f"\n{title}")
+  print(
+    f"{'':20}{'calls':>6}{'wall s':>10}{'CPU s':>10}{'wall x':>8}{'CPU x':>8}"
+  )
+  for row in rows:
+    print(
+      f"{row['name']:20}{row['evaluations']:6}{row['wall']:10.5f}"
+      f"{row['cpu']:10.5f}{row['wall_ratio']:8.1f}{row['cpu_ratio']:8.1f}"
+    )
+
+
 def main() -> None:
   """Prints the table and whether one step is as much faster as required."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--model", help="a model folder, or 'embedded'")
-  parser.add_argument("--batches", nargs="+", type=int, default=[64, 4])
+  parser.add_argument("--batches", nargs="*", type=int, default=[64, 4])
   parser.add_argument("--teacher_steps", type=int, default=50)
   parser.add_argument("--guidance", type=float, default=3.0)
   parser.add_argument("--students", nargs="+", type=int, default=[1, 2, 4])
   parser.add_argument("--turns", type=int, default=7)
   parser.add_argument(
     "--turn_seconds", type=float, default=0.5, help="shortest turn"
+  )
+  parser.add_argument(
+    "--files",
+    nargs=2,
+    type=int,
+    default=[16, 8],
+    metavar=("SIZE", "COUNT"),
+    help="batches that go from prompts to files",
   )
   parser.add_argument("--out", type=pathlib.Path, help="JSON file to write")
   args = parser.parse_args()
@@ -207,17 +298,18 @@ def main() -> None:
       )
       rows = compare(contenders, args.turns, args.turn_seconds)
       what = "decoded" if decoded else "latents"
-      print(f"\nbatch {batch}, {what}")
-      print(
-        f"{'':20}{'calls':>6}{'wall s':>10}{'CPU s':>10}"
-        f"{'wall x':>8}{'CPU x':>8}"
-      )
-      for row in rows:
-        print(
-          f"{row['name']:20}{row['evaluations']:6}{row['wall']:10.5f}"
-          f"{row['cpu']:10.5f}{row['wall_ratio']:8.1f}{row['cpu_ratio']:8.1f}"
-        )
-        results.append({"batch": batch, "output": what, **row})
+      print_rows(f"batch {batch}, {what}", rows)
+      results += [{"batch": batch, "output": what, **row} for row in rows]
+  size, count = args.files
+  notes: list[dict[str, Any]] = []
+  named = base if args.model else Pipeline.load("embedded")
+  ways = ways_to_files(named, size, count, notes)
+  writers = [writer(*item) for item in ways.items()]
+  rows = compare(writers, args.turns, args.turn_seconds)
+  print_rows(f"{count} batches of {size}, prompts to files", rows)
+  stages = usual_stages(notes)
+  print(", ".join(f"{key} {value:.5f}" for key, value in stages.items()))
+  results += [{"batch": size, "output": "files", **row} for row in rows]
   print()
   required = REQUIRED if args.teacher_steps == 50 else {}
   for (clock, batch), wanted in required.items():

@@ -23,6 +23,7 @@ from benchmarks import (
   step_cost,
 )
 from dollar_jax.data import videos
+from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.latent_reward import LatentReward, LatentRewardConfig
 from dollar_jax.models.wan import WanConfig
@@ -181,6 +182,21 @@ def test_ratios_are_of_medians_without_the_warm_up(monkeypatch):
   assert [row["wall"] for row in rows] == [8.0, 2.0]
   assert [row["wall_ratio"] for row in rows] == [1.0, 4.0]
   assert [row["cpu_ratio"] for row in rows] == [1.0, 8.0]
+
+
+def test_both_ways_to_files_write_the_same(tmp_path):
+  model, notes = Pipeline.load("embedded"), []
+  for name, way in sampling_speed.ways_to_files(model, 2, 3, notes).items():
+    (tmp_path / name).mkdir()
+    way(tmp_path / name)
+  one, other = (sorted(folder.iterdir()) for folder in tmp_path.iterdir())
+  assert [file.name for file in one] == [file.name for file in other]
+  assert len({file.read_bytes() for file in one}) == 6
+  for mine, theirs in zip(one, other, strict=True):
+    assert mine.read_bytes() == theirs.read_bytes()
+  stages = sampling_speed.usual_stages(notes * 2)
+  assert stages["wall"] == notes[0]["wall_seconds_per_video"]
+  assert list(stages)[:4] == ["text", "denoising", "decoding", "writing"]
 
 
 @pytest.mark.torch
