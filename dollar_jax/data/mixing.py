@@ -13,7 +13,13 @@ from typing import Any
 
 import grain
 
-from dollar_jax.data.pipeline import batched, endless
+from dollar_jax.data.pipeline import (
+  USUAL,
+  ReadAhead,
+  batch_bytes,
+  batched,
+  endless,
+)
 
 
 def parse_sources(text: str) -> dict[str, float | None]:
@@ -66,6 +72,7 @@ def mix_batches(
   batch_size: int,
   seed: int,
   rows: Sequence[int] | None = None,
+  ahead: ReadAhead = USUAL,
 ) -> grain.DatasetIterator:
   """Builds the iterator of training batches of several sets.
 
@@ -76,6 +83,8 @@ def mix_batches(
     batch_size: B, of the global batch.
     seed: of the shuffles.
     rows: those of the global batch that this process needs; None is all.
+    ahead: how much is read before it is asked for; of several shapes the
+      largest counts.
 
   Returns:
     As `pipeline.make_batches`.
@@ -84,8 +93,11 @@ def mix_batches(
     ValueError: if the sets of one shape are smaller than one global batch.
   """
   buckets: dict[tuple[int, ...], list[int]] = {}
+  largest, count = 0, batch_size if rows is None else len(rows)
   for i, source in enumerate(sources):
-    buckets.setdefault(source[0]["latents"].shape, []).append(i)
+    example = source[0]
+    buckets.setdefault(example["latents"].shape, []).append(i)
+    largest = max(largest, batch_bytes(example, count))
   streams, shares = [], []
   for members in buckets.values():
     data = [endless(sources[i], (seed + i) % 2**32) for i in members]
@@ -93,7 +105,8 @@ def mix_batches(
     total = sum(len(sources[i]) for i in members)
     streams.append(batched(_mixed(data, own), total, batch_size, rows))
     shares.append(sum(own))
-  return iter(_mixed(streams, shares).to_iter_dataset())
+  data = _mixed(streams, shares).to_iter_dataset(ahead.options(largest))
+  return iter(data)
 
 
 def _mixed(

@@ -34,6 +34,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     f"batch {plan['batch_size']}, {plan['videos_a_device']:g} a group, of "
     + "x".join(map(str, plan["latent_shape"])),
     f"stays on a device, GiB: {stays}",
+    _host(plan["host_bytes"]),
     "",
     f"| {' | '.join(COLUMNS)} |",
     "|---" * len(COLUMNS) + "|",
@@ -57,6 +58,17 @@ def plan_table(plan: dict[str, Any]) -> str:
       f"({share:.0%}), most in {plan['largest_program']}"
     )
   return "\n".join(lines)
+
+
+def _host(host: dict[str, int]) -> str:
+  """What a process keeps in its host's memory."""
+  return (
+    f"a process, of {host['processes']}, keeps on its host, GiB: frozen "
+    f"{_gib(host['frozen'])}, data {_gib(host['data'])} ({host['rows']} rows a "
+    f"batch, {host['batches']} batches ahead), checkpoint "
+    f"{_gib(host['checkpoint'])}, result {_gib(host['result'])}; "
+    f"{_gib(host['peak'])} at most"
+  )
 
 
 def _row(name: str, one: dict[str, Any]) -> str:

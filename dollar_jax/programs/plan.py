@@ -39,6 +39,7 @@ from dollar_jax.parallel.topologies import Machine, open_devices, parse
 from dollar_jax.programs._plan_table import plan_table
 from dollar_jax.train import planning
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
+from dollar_jax.train.host_memory import host_memory
 from dollar_jax.train.models import attention_choice
 from dollar_jax.train.outline import Outline, outline_run
 from dollar_jax.train.remedies import Remedy, remedies
@@ -233,6 +234,7 @@ class Planner:
       "videos_a_device": config.data.batch_size / batch_shards(mesh),
       "limit_bytes": int(self._machine.memory) or None,
       "resident_bytes": planning.resident_bytes(outline.task.resident()),
+      "host_bytes": host_memory(config, outline, mesh),
       "peak_bytes": rows[largest]["wanted_bytes"],
       "largest_program": largest,
       "fits": all(row["fits"] for row in rows.values()),

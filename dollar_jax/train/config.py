@@ -24,6 +24,9 @@ from dollar_jax.train.reward_config import (
   check_reward,
 )
 
+if typing.TYPE_CHECKING:
+  from dollar_jax.data.pipeline import ReadAhead
+
 TASKS = ("teacher", "distill")
 
 
@@ -66,6 +69,9 @@ class DataConfig:
     source: "moving_digits", the folder of a prepared latent set, or several,
       "FOLDER=WEIGHT,FOLDER=WEIGHT".
     batch_size: global batch of a step.
+    read_ahead: batches that a process reads before they are asked for, at
+      most; 0 reads each when it is.
+    read_ahead_gib: GiB of the host's memory that these may take, at most.
     clip: frames, height and width of a clip, for `dollar plan`; empty is the
       teacher's own size. Training takes what the data set has.
     clips: for "moving_digits", how many training clips to draw.
@@ -76,11 +82,25 @@ class DataConfig:
 
   source: str = "moving_digits"
   batch_size: int = 32
+  read_ahead: int = 2
+  read_ahead_gib: float = 4.0
   clip: tuple[int, ...] = ()
   clips: int = 4000
   channels: int = 32
   whitening: float = 0.5
   caption_dropout: float = 0.1
+
+  def __post_init__(self):
+    for name in ("read_ahead", "read_ahead_gib"):
+      value = getattr(self, name)
+      check_entry(0 <= value < math.inf, f"data.{name}", value, "0 or more")
+
+  @property
+  def ahead(self) -> "ReadAhead":
+    """What `read_ahead` and `read_ahead_gib` allow, for the loader."""
+    from dollar_jax.data.pipeline import ReadAhead  # with grain, which is slow
+
+    return ReadAhead(self.read_ahead, self.read_ahead_gib * 2**30)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,6 +92,7 @@ def train(
     config.data.batch_size,
     config.seed,
     rows,
+    config.data.ahead,
   )
   batches = Batches(make, rows, mesh)
   shapes = batch_shapes(sets[0].source[0], config.data.batch_size, mesh)

@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import time
 
 import numpy as np
 import pytest
 
 from dollar_jax.data import latents
-from dollar_jax.data.pipeline import make_batches
+from dollar_jax.data.mixing import mix_batches
+from dollar_jax.data.pipeline import ReadAhead, batch_bytes, make_batches
 
 
 class Numbers:
@@ -102,3 +104,79 @@ def test_a_set_smaller_than_a_batch_is_refused():
   with pytest.raises(ValueError, match=r"lower data\.batch_size"):
     make_batches(Numbers(3), 4, seed=0, rows=[0, 1])
   assert _indices(make_batches(Numbers(4), 4, seed=0), 1)
+
+
+class Asked(Numbers):
+  """Counts what it is asked for."""
+
+  asked = 0
+
+  def __getitem__(self, i):
+    self.asked += 1
+    return super().__getitem__(i)
+
+  def settled(self):
+    """How often it was asked once nobody asks any more."""
+    seen = -1
+    while seen != self.asked:
+      seen = self.asked
+      time.sleep(0.2)
+    return seen
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_no_more_is_read_than_was_asked_for(batches):
+  source = Asked(40)
+  drawn = make_batches(source, 4, 0, ahead=ReadAhead(batches))
+  next(drawn)
+  # and one example, for its shape
+  assert source.settled() == 1 + 4 * (1 + batches)
+  next(drawn)
+  assert source.settled() == 1 + 4 * (2 + batches)
+
+
+def test_a_few_batches_are_read_ahead_unless_told_otherwise():
+  source, parts = Asked(40), Asked(40)
+  next(make_batches(source, 4, 0))
+  assert source.settled() <= 4 * 4
+  next(mix_batches([parts], [1.0], 4, 0, rows=[0]))
+  assert parts.settled() <= 4
+
+
+@pytest.mark.parametrize("room, count", [(0.9, 0), (2.5, 2), (1e9, 8)])
+def test_bytes_limit_what_is_read_ahead(room, count):
+  source = Asked(40)
+  size = batch_bytes(Numbers(1)[0], 4)
+  assert ReadAhead(8, room * size).count(size) == count
+  drawn = make_batches(source, 4, 0, ahead=ReadAhead(8, room * size))
+  first = next(drawn)
+  assert source.settled() == 1 + 4 * (1 + count)
+  assert first["latents"].shape == (4, 1, 2)
+
+
+def test_the_largest_of_several_shapes_is_what_bytes_are_of():
+  small, large = Asked(40), Wide(40)
+  limit = 2 * batch_bytes(large[0], 4)
+  large.asked = 0
+  next(mix_batches([small, large], [1.0, 1.0], 4, 0, None, ReadAhead(9, limit)))
+  assert small.settled() + large.settled() == 2 + 4 * 3
+
+
+class Wide(Asked):
+  """Examples as `Asked`, ten times as large."""
+
+  def __getitem__(self, i):
+    example = super().__getitem__(i)
+    return example | {"latents": np.repeat(example["latents"], 10, 1)}
+
+
+class Uneven(Numbers):
+  """Examples of which every second has a longer text."""
+
+  def __getitem__(self, i):
+    return super().__getitem__(i) | {"text": np.zeros((1 + i % 2, 3))}
+
+
+def test_rows_of_two_shapes_make_no_batch():
+  with pytest.raises(ValueError, match=r"has text of shapes .* alike"):
+    next(make_batches(Uneven(12), 12, 0))

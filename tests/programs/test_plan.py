@@ -1,13 +1,16 @@
 """`dollar plan` on fake CPU devices: what it finds is what must be there."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.parallel.topologies import GIB, Machine, parse
 from dollar_jax.programs import plan as program
 from dollar_jax.train.config import DistillConfig, TrainConfig
@@ -131,6 +134,27 @@ def test_an_update_is_made_of_its_programs(whole):
   }
   total = sum(n * programs[k]["flops"] for k, n in update["runs"].items())
   assert update["flops"] == pytest.approx(total)
+
+
+def test_memory_of_a_host_is_told(whole):
+  plan, out, *_ = whole
+  host = plan["host_bytes"]
+  model = Pipeline.load("embedded", host=True)
+  latent = model.recipe.latent_shape
+  words, width = model.null_prompt["null_text"].shape
+  row = 4 * math.prod(latent) + 4 * words * width + words
+  assert (host["processes"], host["rows"], host["batches"]) == (1, 16, 2)
+  assert host["batch_bytes"] == 16 * row
+  assert host["data"] == 4 * host["batch_bytes"]
+  weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.params))
+  assert host["result"] == weights
+  assert 0 < host["frozen"] - weights < 2**20  # a small linear codec
+  stays = plan["resident_bytes"]
+  saved = sum(stays[name] for name in ("parameters", "moments", "ema"))
+  assert host["checkpoint"] == pytest.approx(8 * saved, rel=1e-3)
+  late = max(host["checkpoint"], host["result"])
+  assert host["peak"] == host["data"] + host["frozen"] + late
+  assert "a process, of 1, keeps on its host, GiB: frozen 0.0" in out
 
 
 def test_what_has_no_weight_is_not_planned(planned, whole):
