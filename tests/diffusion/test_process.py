@@ -32,6 +32,17 @@ def convert_all_ways(process, kind, x0, eps, t):
   return output, to_x0(output, x_t, t, kind), back, to_x0(back, x_t, t, kind)
 
 
+add_noise = jax.jit(processes.add_noise, static_argnums=0)
+to_x0 = jax.jit(processes.to_x0, static_argnums=(0, 4))
+target = jax.jit(processes.target, static_argnums=(0, 4))
+_levels = jax.jit(lambda p, t: (p.alpha(t), p.sigma(t)), static_argnums=0)
+
+
+def levels(process, t):
+  """Signal and noise level at times, as NumPy arrays."""
+  return tuple(np.asarray(x) for x in _levels(process, np.float32(t)))
+
+
 latents = st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=4)
 times = st.lists(st.floats(1 / 64, 61 / 64, width=32), min_size=2, max_size=2)
 
@@ -53,7 +64,7 @@ def test_conversions_round_trip(process, kind, x0, eps, t):
   # "eps" divides by alpha on the way to x0, all but "x0" by sigma on the way
   # back: rounding grows by as much
   size = 1e-5 * max(np.abs(x0).max(), np.abs(eps).max(), 1)
-  alpha, sigma = process.alpha(t).min(), process.sigma(t).min()
+  alpha, sigma = (level.min() for level in levels(process, t))
   loss = size / (alpha if kind == "eps" else 1)
   np.testing.assert_allclose(x0_of_output, x0, rtol=0, atol=loss)
   np.testing.assert_allclose(x0_of_back, x0, rtol=0, atol=loss)
@@ -63,58 +74,55 @@ def test_conversions_round_trip(process, kind, x0, eps, t):
 
 @every_process
 def test_each_sample_is_noised_by_its_own_time(process):
-  t = jnp.array([0.2, 0.7])
-  ones = jnp.ones((2, 3, 2, 2, 4))
-  mixed = processes.add_noise(process, 2.0 * ones, 5.0 * ones, t)
-  for row, level in zip(mixed, t, strict=True):
-    wanted = 2 * process.alpha(level) + 5 * process.sigma(level)
+  t = np.array([0.2, 0.7], np.float32)
+  ones = np.ones((2, 3, 2, 2, 4), np.float32)
+  mixed = np.asarray(add_noise(process, 2 * ones, 5 * ones, t))
+  for row, alpha, sigma in zip(mixed, *levels(process, t), strict=True):
+    wanted = 2 * alpha + 5 * sigma
     np.testing.assert_allclose(row, np.full(row.shape, wanted), rtol=1e-6)
 
 
 @hypothesis.settings(deadline=None, max_examples=25)
 @hypothesis.given(st.floats(0, 1, width=32))
 def test_levels_add_up(t):
-  t = jnp.float32(t)
-  flow = FlowProcess()
-  assert float(flow.alpha(t) + flow.sigma(t)) == pytest.approx(1, abs=1e-6)
-  vp = VPProcess()
-  power = vp.alpha(t) ** 2 + vp.sigma(t) ** 2
-  assert float(power) == pytest.approx(1, abs=1e-6)
+  alpha, sigma = levels(FlowProcess(), t)
+  assert float(alpha + sigma) == pytest.approx(1, abs=1e-6)
+  alpha, sigma = levels(VPProcess(), t)
+  assert float(alpha**2 + sigma**2) == pytest.approx(1, abs=1e-6)
 
 
 @every_process
 def test_noise_grows_with_time(process):
-  t = jnp.linspace(0, 1, 301)
-  assert (np.diff(process.alpha(t)) < 0).all()
-  assert (np.diff(process.sigma(t)) > 0).all()
+  alpha, sigma = levels(process, np.linspace(0, 1, 301))
+  assert (np.diff(alpha) < 0).all()
+  assert (np.diff(sigma) > 0).all()
 
 
 @every_process
 def test_time_0_is_data_exactly(process):
-  zero = jnp.zeros(())
-  assert (process.alpha(zero), process.sigma(zero)) == (1.0, 0.0)
+  assert levels(process, 0.0) == (1.0, 0.0)
 
 
 def test_time_1_is_noise_exactly_where_the_process_says_so():
-  one = jnp.ones(())
   for process in (FlowProcess(), VPProcess(), VPProcess(snr_shift_scale=3.0)):
-    assert (process.alpha(one), process.sigma(one)) == (0.0, 1.0)
-  assert float(VPProcess(zero_terminal_snr=False).alpha(one)) > 0.05
+    assert levels(process, 1.0) == (0.0, 1.0)
+  assert float(levels(VPProcess(zero_terminal_snr=False), 1.0)[0]) > 0.05
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_snr_shift_divides_the_signal_to_noise_ratio(scale):
-  t = jnp.linspace(0.05, 1, 20)
+  t = np.linspace(0.05, 1, 20)
   plain = VPProcess(zero_terminal_snr=False)
   shifted = VPProcess(zero_terminal_snr=False, snr_shift_scale=scale)
-  before, after = ((p.alpha(t) / p.sigma(t)) ** 2 for p in (plain, shifted))
+  pairs = (levels(p, t) for p in (plain, shifted))
+  before, after = ((alpha / sigma) ** 2 for alpha, sigma in pairs)
   np.testing.assert_allclose(after, before / scale, rtol=1e-3)
 
 
 def test_between_indices_the_cumulative_product_is_linear():
   vp = VPProcess()
   low, middle, high = (
-    float(vp.alpha(jnp.float32(i / 1000)) ** 2) for i in (400, 400.5, 401)
+    float(levels(vp, i / 1000)[0] ** 2) for i in (400, 400.5, 401)
   )
   assert low > middle > high
   assert middle == pytest.approx((low + high) / 2, rel=1e-5)
@@ -122,23 +130,23 @@ def test_between_indices_the_cumulative_product_is_linear():
 
 def test_vp_velocity_is_a_rotation():
   """v at the angle of (alpha, sigma), by which x0 and eps are turned."""
-  angle = jnp.array([0.3, 1.1])
+  angle = np.array([0.3, 1.1])
   process = VPProcess()
   # the time at which alpha is the cosine of the angle
-  grid = jnp.linspace(0, 1, 100_001)
-  t = grid[jnp.abs(process.alpha(grid) - jnp.cos(angle)[:, None]).argmin(1)]
-  x0, eps = jnp.array([[1.0], [2.0]]), jnp.array([[-3.0], [0.5]])
-  v = processes.target(process, x0, eps, t, "v")
-  cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+  grid = np.linspace(0, 1, 100_001, dtype=np.float32)
+  alpha, _ = levels(process, grid)
+  t = grid[np.abs(alpha - np.cos(angle)[:, None]).argmin(1)]
+  x0, eps = (np.array(x, np.float32) for x in ([[1], [2]], [[-3], [0.5]]))
+  v = target(process, x0, eps, t, "v")
+  cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
   np.testing.assert_allclose(v, cos * eps - sin * x0, atol=1e-3)
 
 
 @every_kind
 def test_conversion_is_float32_whatever_goes_in(kind):
-  half = jnp.full((1, 2), 0.3, jnp.bfloat16)
-  t = jnp.array([0.5], jnp.float32)
-  flow = FlowProcess()
-  x0 = processes.to_x0(flow, half, half, t, kind)
+  half = np.full((1, 2), 0.3, jnp.bfloat16)
+  t = np.array([0.5], np.float32)
+  x0 = to_x0(FlowProcess(), half, half, t, kind)
   assert x0.dtype == jnp.float32
   # not rounded to the eight bits of bfloat16 on the way
   exact = np.float32(half[0, 0])
@@ -148,15 +156,15 @@ def test_conversion_is_float32_whatever_goes_in(kind):
 
 @pytest.mark.parametrize("kind", ["v", "flow"])
 def test_few_step_kinds_are_finite_at_pure_noise(kind):
-  t, x_t = jnp.ones(1), jnp.array([[3.0]])
+  t, x_t, x0 = (np.array(x, np.float32) for x in ([1], [[3]], [[2]]))
   for process in (FlowProcess(), VPProcess()):
-    wanted = processes.target(process, jnp.array([[2.0]]), x_t, t, kind)
-    x0 = processes.to_x0(process, wanted, x_t, t, kind)
-    np.testing.assert_allclose(x0, [[2.0]], rtol=1e-6)
+    wanted = target(process, x0, x_t, t, kind)
+    found = to_x0(process, wanted, x_t, t, kind)
+    np.testing.assert_allclose(found, x0, rtol=1e-6)
 
 
 def test_unknown_names_are_refused():
-  flow, x, t = FlowProcess(), jnp.ones((1, 1)), jnp.ones(1)
+  flow, x, t = FlowProcess(), np.ones((1, 1)), np.ones(1)
   for convert in (processes.to_x0, processes.from_x0, processes.target):
     with pytest.raises(ValueError, match="'score' is unknown; use one of"):
       convert(flow, x, x, t, "score")
