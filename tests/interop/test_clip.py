@@ -31,8 +31,6 @@ except ImportError:
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_open_clip.safetensors")
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def golden():

@@ -32,7 +32,7 @@ try:
 except ImportError:  # tests/conftest.py skips the marked tests, or fails them
   diffusers = torch = in_diffusers = None
 
-pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.torch
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TEACHER = Recipe(latent_shape=(3, 4, 6, 4), steps=50, guidance=3.0)

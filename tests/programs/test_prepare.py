@@ -240,7 +240,6 @@ def test_a_models_codec_and_text_encoder(prepare, tmp_path):
   assert parts.load_parts(out) is None
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_video_autoencoder(prepare, tmp_path):
   size = WanVAEConfig(
     base_dim=4,
@@ -287,7 +286,6 @@ def test_prompts_alone(prepare, tmp_path):
   assert "latents" not in source[0]
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_samples_of_the_teacher(prepare, tmp_path):
   file = tmp_path / "prompts.txt"
   file.write_text("\n".join(DIGITS) + "\n")

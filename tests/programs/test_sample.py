@@ -20,8 +20,6 @@ from dollar_jax.models.wan import WanConfig
 from dollar_jax.programs import sample
 from dollar_jax.train import datasets
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SHAPE = (2, 4, 4, 8)
 PROMPTS = ["a 3 moving left", "a 7 moving up", "a 0 moving down"]
 

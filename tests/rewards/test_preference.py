@@ -25,8 +25,6 @@ try:
 except ImportError:  # tests/conftest.py skips the marked tests, or fails them
   torch = None
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIZE = BASE["vision_config"]["image_size"]
 P = BASE["projection_dim"]
 PROMPTS = ["cab a", "d e f cab", "g", "", "b b b b b b b b b b b b"]

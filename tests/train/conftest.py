@@ -1,7 +1,6 @@
 """Runs so small that they take seconds, each made once and shared."""
 
 import json
-import os
 import pathlib
 import runpy
 import shutil
@@ -97,8 +96,9 @@ def get_config():
 class Runs:
   """Finished runs of each kind, and the command lines that made them."""
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, once):
     self.folder = folder
+    self._once = once
     self._count = 0
 
   def command(self, kind, workdir, **changes) -> list[str]:
@@ -122,13 +122,13 @@ class Runs:
 
   def whole(self, kind) -> pathlib.Path:
     """The folder of the run that nothing interrupted; not to be changed."""
-    workdir = self.folder / kind
-    if not (workdir / "model").is_dir():
-      shutil.rmtree(workdir, ignore_errors=True)  # of a test that was ended
+
+    def run(workdir):
       if kind != "teacher":
         self._bring_data(workdir)
       assert cli.main(self.command(kind, workdir)) == 0
-    return workdir
+
+    return self._once(f"{kind}-run", run)
 
   def fresh(self) -> pathlib.Path:
     """A new workdir, in which the embedded data is prepared already."""
@@ -150,7 +150,6 @@ class Runs:
     return subprocess.Popen(
       ["nice", "-n", "5", sys.executable, *args],
       cwd=ROOT,
-      env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -162,27 +161,9 @@ class Runs:
 
 
 @pytest.fixture(scope="session")
-def _runs(tmp_path_factory):
-  return Runs(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="package")
-def _plain_compiler():
-  """No optimisation: compiling for speed would take most of a run's time.
-
-  What was compiled before is dropped: it may round another way than the same
-  code in a process that never optimised.
-  """
-  jax.clear_caches()
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def runs(_runs, _plain_compiler):
+def runs(tmp_path_factory, once):
   """The runs that tests share."""
-  return _runs
+  return Runs(tmp_path_factory.mktemp("runs"), once)
 
 
 @pytest.fixture

@@ -286,9 +286,9 @@ def test_run_without_a_readable_checkpoint_stops(runs, refusal):
   ],
 )
 def test_checkpoint_of_another_run_is_refused(
-  runs, refusal, kind, of, changes, difference
+  runs, refusal, tmp_path, kind, of, changes, difference
 ):
-  workdir = runs.whole(of)
+  workdir = shutil.copytree(runs.whole(of), tmp_path / "run")
   before = (workdir / "config.json").read_text()
   sentence = refusal(runs.command(kind, workdir, **changes))
   assert f"checkpoints/{STEPS} is of another run: " in sentence

@@ -32,15 +32,15 @@ MESHES = {
 
 
 @pytest.fixture(scope="module")
-def split(_runs, _plain_compiler):
+def split(runs):
   """The runs of `MESHES`, each in a folder of its own."""
-  folders = {kind: _runs.fresh() for kind in MESHES}
+  folders = {kind: runs.fresh() for kind in MESHES}
   commands = [
-    _runs.command(kind, folders[kind], **mesh) for kind, mesh in MESHES.items()
+    runs.command(kind, folders[kind], **mesh) for kind, mesh in MESHES.items()
   ]
   flat = [part for command in commands for part in command]
   code = textwrap.dedent(EIGHT_DEVICES)
-  process = _runs.start("-c", code, str(len(commands)), *flat)
+  process = runs.start("-c", code, str(len(commands)), *flat)
   _, err = process.communicate()
   assert process.returncode == 0, err
   return folders

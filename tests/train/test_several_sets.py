@@ -12,9 +12,9 @@ from dollar_jax.train import loop
 
 
 @pytest.fixture(scope="module")
-def sets(digit_clips, _runs, _plain_compiler):
+def sets(digit_clips, runs):
   """Sets that one teacher prepared, of two sizes."""
-  teacher = _runs.whole("teacher") / "model"
+  teacher = runs.whole("teacher") / "model"
   folders = []
   for size in ("8x32x32", "4x16x24"):
     out = digit_clips.parent / f"set{size}"
