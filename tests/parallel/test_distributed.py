@@ -1,12 +1,11 @@
 """Processes find each other on loopback, or say clearly what went wrong."""
 
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from dollar_jax.parallel import distributed
+from tests.forked import Program
 
 ADD_UP = """
 import sys
@@ -53,7 +52,7 @@ except (ValueError, OSError) as error:
 
 
 @pytest.fixture
-def start():
+def start(tmp_path):
   """Starts a program as processes of one run; ends them with the test."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
@@ -61,14 +60,10 @@ def start():
   processes = []
 
   def start(program, index, *args):
-    process = subprocess.Popen(
-      [sys.executable, "-c", program, address, str(index), *args],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    processes.append(process)
-    return process
+    folder = tmp_path / str(len(processes))
+    folder.mkdir()
+    processes.append(Program(folder, program, address, str(index), *args))
+    return processes[-1]
 
   yield start
   for process in processes:

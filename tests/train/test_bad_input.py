@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import shutil
-import textwrap
 
 import jax
 import numpy as np
@@ -147,7 +146,7 @@ def test_two_devices_give_what_one_gives(runs, dollar):
   workdir = runs.fresh()
   odd = runs.command("distill", runs.fresh(), data__batch_size=5)
   even = runs.command("distill", workdir)
-  process = runs.start("-c", textwrap.dedent(TWO_DEVICES), *odd[1:], *even[1:])
+  process = runs.start(TWO_DEVICES, *odd[1:], *even[1:])
   _, err = process.communicate()
   assert process.returncode == 0, err
   assert err == (

@@ -1,9 +1,7 @@
 """Checkpoints: what is saved, and what happens when they are damaged."""
 
 import json
-import pathlib
 import shutil
-import subprocess
 import sys
 
 import grain
@@ -17,7 +15,6 @@ from dollar_jax.train.checkpoint import Checkpointer, read_networks
 from dollar_jax.train.config import CheckpointConfig
 from dollar_jax.train.models import open_model
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 12
 RUN = {"task": "teacher", "model": {"layers": 2}}
 
@@ -127,11 +124,11 @@ def test_empty_folder_is_a_fresh_start(tmp_path):
   checkpointer.close()
 
 
-def test_a_checksum_is_of_the_words_wherever_they_are_and_sends_nothing():
+def test_a_checksum_is_of_the_words_wherever_they_are_and_sends_nothing(runs):
   """Many programs that exchange something at once may hang on a CPU."""
-  out = subprocess.check_output(
-    [sys.executable, "-c", CHECKSUMS], text=True, cwd=ROOT
-  )
+  process = runs.start(CHECKSUMS)
+  out, err = process.communicate()
+  assert process.returncode == 0, err
   found = json.loads(out)
   assert len(found) == 7
   assert set(found.values()) == {found["truth"]}, found
@@ -337,7 +334,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_full_disk_leaves_the_last_checkpoint(runs, dollar, assert_same_run):
   workdir = runs.fresh()
   command = runs.command("teacher", workdir)
-  process = runs.start("-c", FULL_DISK, *command, str(workdir))
+  process = runs.start(FULL_DISK, *command, str(workdir))
   _, err = process.communicate()
   assert process.returncode == 1, err
   assert err.count("\n") == 1, err

@@ -52,7 +52,7 @@ class Victim:
       moment: "starting", "training" or "saving".
     """
     before, began = self._whole(), time.monotonic()
-    process = self._runs.start("-c", TELLING, *self.command)
+    process = self._runs.start(TELLING, *self.command)
     out = ""
     if moment == "starting":
       time.sleep(self._rng.uniform(0, 1.2) * self._start)

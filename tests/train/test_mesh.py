@@ -1,7 +1,6 @@
 """A run split over devices equals the run on one device."""
 
 import pathlib
-import textwrap
 
 import numpy as np
 import pytest
@@ -39,8 +38,7 @@ def split(runs):
     runs.command(kind, folders[kind], **mesh) for kind, mesh in MESHES.items()
   ]
   flat = [part for command in commands for part in command]
-  code = textwrap.dedent(EIGHT_DEVICES)
-  process = runs.start("-c", code, str(len(commands)), *flat)
+  process = runs.start(EIGHT_DEVICES, str(len(commands)), *flat)
   _, err = process.communicate()
   assert process.returncode == 0, err
   return folders

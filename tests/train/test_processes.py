@@ -47,9 +47,7 @@ def start(runs, count, command, devices=4):
     port = listener.getsockname()[1]
   command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
   return [
-    runs.start(
-      "-c", PROCESS, str(devices // count), *command, f"--process_id={i}"
-    )
+    runs.start(PROCESS, str(devices // count), *command, f"--process_id={i}")
     for i in range(count)
   ]
 

@@ -51,7 +51,7 @@ MESHES = {"mesh.data": 8}, {"mesh.fsdp": 4, "mesh.tensor": 2}
 def train(runs, workdir, mesh):
   """Runs to the end; returns how much was traced or compiled in each update."""
   command = runs.command("teacher", workdir, **SIZES, **mesh)
-  process = runs.start("-c", EIGHT_DEVICES, *command)
+  process = runs.start(EIGHT_DEVICES, *command)
   out, err = process.communicate()
   assert process.returncode == 0, err
   return json.loads(out.splitlines()[-1])

@@ -13,6 +13,13 @@ from dollar_jax.interop import diffusers, transfer
 
 STEPS = 12
 
+DOLLAR = """
+import sys
+from dollar_jax import cli
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
 
 def test_a_run_says_what_it_ran_on(runs):
   made = json.loads((runs.whole("teacher") / "machine.json").read_text())
@@ -31,7 +38,7 @@ def test_killed_run_goes_on_to_the_same_bits(
   print(f"seed {seed}: killed after step {step}")
   workdir = runs.fresh()
   command = runs.command(kind, workdir)
-  process = runs.start("-m", "dollar_jax", *command)
+  process = runs.start(DOLLAR, *command)
   _wait_for_row(process, workdir / "metrics.jsonl", step)
   os.kill(process.pid, signal.SIGKILL)
   _, err = process.communicate()
@@ -53,7 +60,7 @@ def test_killed_run_goes_on_to_the_same_bits(
 def test_a_run_that_is_asked_to_stop_saves_first(runs, dollar, assert_same_run):
   workdir = runs.fresh()
   command = runs.command("teacher", workdir, checkpoint__every=1)
-  process = runs.start("-m", "dollar_jax", *command)
+  process = runs.start_command(command)
   _wait_for_row(process, workdir / "metrics.jsonl", 3)
   process.terminate()
   _, err = process.communicate()
