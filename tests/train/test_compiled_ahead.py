@@ -72,7 +72,10 @@ def test_a_run_that_goes_on_needs_no_warm_up():
   task.close()
 
 
-def test_only_the_cpu_compiles_for_less():
+def test_only_the_cpu_compiles_for_less(monkeypatch):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
   assert compiler_options("cpu") == {"xla_backend_optimization_level": 1}
   assert compiler_options("tpu") is None
   assert compiler_options("gpu") is None
+  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  assert compiler_options("cpu") is None
