@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-
 _LEVEL = "xla_backend_optimization_level"
 
 
