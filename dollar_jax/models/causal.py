@@ -4,13 +4,20 @@ Each convolution keeps the last frames it saw, so that the chunks together give
 what the whole clip would, in the memory of one chunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dollar_jax.models.frame_convolution import (
+  Padding,
+  convolve,
+  convolve_enlarged,
+  shares,
+)
+from dollar_jax.parallel.context import platform
 from dollar_jax.typing import Array, Params
 
 Memory = tuple[Array, ...]
@@ -51,6 +58,35 @@ class Stream:
     self.keep(joined[:, -frames:])
     return joined
 
+  def add(self, shares: Sequence[Array]) -> Array:
+    """Sums what frames add to themselves and to those after them.
+
+    Remembers what is for the frames of the next chunk.
+
+    Args:
+      shares: [B, T, H, W, C] each, the i-th for the frame i later.
+
+    Returns:
+      [B, T, H, W, C].
+    """
+    now, frames = shares[0], shares[0].shape[1]
+    ahead = len(shares) - 1
+    if not self.first:
+      past = next(self._old)
+    elif self._repeat:
+      past = [sum(s[:, :1] for s in shares[i:]) for i in range(1, ahead + 1)]
+      past = jnp.concatenate(past, axis=1)
+    else:
+      past = jnp.zeros((now.shape[0], ahead, *now.shape[2:]), now.dtype)
+
+    def at(x: Array, start: int) -> Array:
+      around = start, frames + ahead - start - x.shape[1]
+      return jnp.pad(x, ((0, 0), around, (0, 0), (0, 0), (0, 0)))
+
+    total = sum(at(s, i) for i, s in enumerate(shares)) + at(past, 0)
+    self.keep(total[:, frames:])
+    return total[:, :frames]
+
   def keep(self, x: Array) -> None:
     """Remembers an array for the next chunk."""
     self._new.append(x)
@@ -62,38 +98,60 @@ class Stream:
 
 
 class Conv(nn.Module):
-  """A convolution over the axes before the last; pads what it is told to.
+  """A convolution over time, rows and columns; time is not padded.
 
   Attributes:
     features: output channels.
     kernel: its size on each axis.
     strides: its stride on each axis.
-    padding: (before, after) on each axis.
+    padding: (before, after) of rows and of columns.
+    enlarge: whether it is of frames of twice the size, each pixel standing for
+      four; 1x3x3 with padding of one only.
   """
 
   features: int
-  kernel: tuple[int, ...]
-  strides: tuple[int, ...]
-  padding: tuple[tuple[int, int], ...]
+  kernel: tuple[int, int, int]
+  strides: tuple[int, int, int] = (1, 1, 1)
+  padding: Padding = ((0, 0), (0, 0))
+  enlarge: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """Maps [B, ..., C] to [B, ..., features]."""
-    kernel = self.param(
-      "kernel",
-      nn.initializers.lecun_normal(),
-      (*self.kernel, x.shape[-1], self.features),
-    )
+  def __call__(self, x: Array, stream: Stream | None = None) -> Array:
+    """Maps [B, T, H, W, C] to [B, T', H', W', features].
+
+    Args:
+      x: a chunk.
+      stream: has what came before; None if nothing does.
+    """
+    shape = (*self.kernel, x.shape[-1], self.features)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    axes = "THW"[-len(self.kernel) :]
-    y = jax.lax.conv_general_dilated(
+    if platform() == "cpu":
+      y = self._by_frame(x, kernel, stream)
+    else:
+      y = self._whole(x, kernel, stream)
+    return y + bias.astype(x.dtype)
+
+  def _whole(self, x: Array, kernel: Array, stream: Stream | None) -> Array:
+    if self.enlarge:
+      x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+    if stream is not None:
+      x = stream.before(x, self.kernel[0] - 1)
+    return jax.lax.conv_general_dilated(
       x,
       kernel.astype(x.dtype),
       self.strides,
-      self.padding,
-      dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+      ((0, 0), *self.padding),
+      dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
     )
-    return y + bias.astype(x.dtype)
+
+  def _by_frame(self, x: Array, kernel: Array, stream: Stream | None) -> Array:
+    if self.enlarge:
+      return convolve_enlarged(x, kernel)
+    kernel = kernel.astype(x.dtype)
+    if stream is None:
+      return convolve(x, kernel, self.strides, self.padding)
+    return stream.add(shares(x, kernel, self.padding))
 
 
 class CausalConv(nn.Module):
@@ -105,14 +163,15 @@ class CausalConv(nn.Module):
   @nn.compact
   def __call__(self, x: Array, stream: Stream) -> Array:
     """Maps [B, T, H, W, C] to [B, T, H, W, features]."""
+    kernel = (3, self.spatial, self.spatial)
     around = (self.spatial // 2, self.spatial // 2)
-    return Conv(
-      self.features,
-      (3, self.spatial, self.spatial),
-      (1, 1, 1),
-      ((0, 0), around, around),
-      name="conv",
-    )(stream.before(x, 2))
+    conv = Conv(self.features, kernel, padding=(around, around), name="conv")
+    return conv(x, stream)
+
+  def skip(self, x: Array, stream: Stream) -> None:
+    """Lets a chunk pass as if it and all before it were zeros."""
+    features = self.features if platform() == "cpu" else x.shape[-1]
+    stream.keep(jnp.zeros((x.shape[0], 2, *x.shape[2:4], features), x.dtype))
 
 
 def in_chunks(

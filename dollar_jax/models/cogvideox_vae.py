@@ -23,6 +23,7 @@ from dollar_jax.models.causal import (
   parameter_shapes,
 )
 from dollar_jax.models.layers import Dense
+from dollar_jax.parallel.context import platform
 from dollar_jax.typing import Array, Params
 
 CHUNK = 2
@@ -162,7 +163,7 @@ class Downsample(nn.Module):
       odd = x.shape[1] % 2
       pairs = einops.rearrange(x[:, odd:], "b (t i) h w c -> b t i h w c", i=2)
       x = jnp.concatenate([x[:, :odd], pairs.mean(2)], axis=1)
-    padding = ((0, 0), (0, 1), (0, 1))
+    padding = ((0, 1), (0, 1))
     conv = Conv(x.shape[-1], (1, 3, 3), (1, 2, 2), padding, name="conv")
     return conv(x)
 
@@ -178,10 +179,18 @@ class Upsample(nn.Module):
     frames, rows, columns = x.shape[1:4]
     if self.time and frames > 1:
       frames = 2 * frames - frames % 2
-    x = _nearest(x, (frames, 2 * rows, 2 * columns))
-    padding = ((0, 0), (1, 1), (1, 1))
-    conv = Conv(x.shape[-1], (1, 3, 3), (1, 1, 1), padding, name="conv")
-    return conv(x)
+    large = platform() != "cpu"
+    conv = Conv(
+      x.shape[-1],
+      (1, 3, 3),
+      padding=((1, 1), (1, 1)),
+      enlarge=not large,
+      name="conv",
+    )
+    if large:
+      return conv(_nearest(x, (frames, 2 * rows, 2 * columns)))
+    x = conv(x)  # equal frames once
+    return _nearest(x, (frames, *x.shape[2:4]))
 
 
 class Encoder(nn.Module):

@@ -159,14 +159,10 @@ class Downsample(nn.Module):
   def __call__(self, x: Array, stream: Stream) -> Array:
     """Maps [B, T, H, W, C] to [B, T or T / 2, H / 2, W / 2, C]."""
     width = x.shape[-1]
-    x = Conv(
-      width, (1, 3, 3), (1, 2, 2), ((0, 0), (0, 1), (0, 1)), name="resample"
-    )(x)
+    x = Conv(width, (1, 3, 3), (1, 2, 2), ((0, 1), (0, 1)), name="resample")(x)
     if not self.time:
       return x
-    conv = Conv(
-      width, (3, 1, 1), (2, 1, 1), ((0, 0), (0, 0), (0, 0)), name="time_conv"
-    )
+    conv = Conv(width, (3, 1, 1), (2, 1, 1), name="time_conv")
     if stream.first:
       stream.keep(x[:, -1:])
       if self.is_initializing():
@@ -187,21 +183,14 @@ class Upsample(nn.Module):
     if self.time:
       conv = CausalConv(2 * x.shape[-1], spatial=1, name="time_conv")
       if stream.first:  # time starts to count at the second latent frame
-        stream.keep(jnp.zeros_like(jnp.concatenate([x[:, :1]] * 2, axis=1)))
+        conv.skip(x, stream)
         if self.is_initializing():
           conv(x, Stream(None))
       else:
         x = conv(x, stream)
         x = einops.rearrange(x, "b t h w (i c) -> b (t i) h w c", i=2)
-    x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-    around = (1, 1)
-    return Conv(
-      self.features,
-      (1, 3, 3),
-      (1, 1, 1),
-      ((0, 0), around, around),
-      name="resample",
-    )(x)
+    around, conv = ((1, 1), (1, 1)), (self.features, (1, 3, 3))
+    return Conv(*conv, padding=around, enlarge=True, name="resample")(x)
 
 
 def average_down(x: Array, features: int, time: int, space: int) -> Array:
