@@ -1,9 +1,11 @@
 """Causal convolutions of a clip that is coded chunk by chunk.
 
 Each convolution keeps the last frames it saw, so that the chunks together give
-what the whole clip would, in the memory of one chunk.
+what the whole clip would, in the memory of one chunk. On a CPU it keeps what
+those frames add to the next ones instead (`frame_convolution` says why).
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import einops
@@ -21,7 +23,8 @@ from dollar_jax.parallel.context import platform
 from dollar_jax.typing import Array, Params
 
 Memory = tuple[Array, ...]
-"""What the convolutions of one network saw last, in the order they run."""
+"""What the convolutions of one network need of the chunk before, in the order
+they run."""
 
 
 class Stream:
@@ -69,23 +72,31 @@ class Stream:
     Returns:
       [B, T, H, W, C].
     """
-    now, frames = shares[0], shares[0].shape[1]
-    ahead = len(shares) - 1
+    frames, ahead = shares[0].shape[1], len(shares) - 1
     if not self.first:
       past = next(self._old)
     elif self._repeat:
       past = [sum(s[:, :1] for s in shares[i:]) for i in range(1, ahead + 1)]
       past = jnp.concatenate(past, axis=1)
     else:
-      past = jnp.zeros((now.shape[0], ahead, *now.shape[2:]), now.dtype)
+      past = None
 
-    def at(x: Array, start: int) -> Array:
-      around = start, frames + ahead - start - x.shape[1]
-      return jnp.pad(x, ((0, 0), around, (0, 0), (0, 0), (0, 0)))
+    def total(start: int, stop: int) -> Array:
+      terms = [
+        share[:, start - i : stop - i]
+        for i, share in enumerate(shares)
+        if i <= start and stop <= frames + i
+      ]
+      if past is not None and stop <= ahead:
+        terms.append(past[:, start:stop])
+      return sum(terms[1:], terms[0])
 
-    total = sum(at(s, i) for i, s in enumerate(shares)) + at(past, 0)
-    self.keep(total[:, frames:])
-    return total[:, :frames]
+    # joined of what has equal terms: sums of padded arrays take longer
+    edges = sorted({*range(ahead + 1), *range(frames, frames + ahead + 1)})
+    parts = [total(*pair) for pair in itertools.pairwise(edges)]
+    here = edges.index(frames)
+    self.keep(jnp.concatenate(parts[here:], axis=1))
+    return jnp.concatenate(parts[:here], axis=1)
 
   def keep(self, x: Array) -> None:
     """Remembers an array for the next chunk."""

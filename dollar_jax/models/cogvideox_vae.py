@@ -116,9 +116,14 @@ class Norm(nn.Module):
     h = GroupNorm(c.norm_num_groups, eps, name="norm_layer")(x)
     if latent is None:
       return h
-    latent = _nearest(latent, x.shape[1:4])
-    scale = Dense(x.shape[-1], dtype=x.dtype, name="conv_y")(latent)
-    return h * scale + Dense(x.shape[-1], dtype=x.dtype, name="conv_b")(latent)
+    size, small = x.shape[1:4], platform() == "cpu"  # equal pixels once
+    latent = latent if small else _nearest(latent, size)
+
+    def linear(name: str) -> Array:
+      y = Dense(x.shape[-1], dtype=x.dtype, name=name)(latent)
+      return _nearest(y, size) if small else y
+
+    return h * linear("conv_y") + linear("conv_b")
 
 
 def _nearest(x: Array, size: tuple[int, ...]) -> Array:

@@ -28,15 +28,15 @@ def convolve(
     x: [B, T, H, W, C].
     kernel: [t, h, w, C, D].
     strides: of time, rows and columns.
-    padding: of rows and columns.
+    padding: of rows and columns; with a kernel of one pixel neither strides
+      nor padding of these.
 
   Returns:
     [B, T', H', W', D].
   """
-  step, *strides = strides
-  last = x.shape[1] - len(kernel) + 1
+  places = x.shape[1] - len(kernel) + 1
   return sum(
-    _of_frames(x[:, i : i + last : step], tap, strides, padding)
+    _of_frames(x[:, i : i + places : strides[0]], tap, strides[1:], padding)
     for i, tap in enumerate(kernel)
   )
 
@@ -88,18 +88,15 @@ def convolve_enlarged(x: Array, kernel: Array) -> Array:
 def _of_frames(
   x: Array, kernel: Array, strides: tuple[int, int], padding: Padding
 ) -> Array:
-  """A 2-D convolution by a kernel [h, w, C, D]."""
-  frames = x.reshape(-1, *x.shape[2:])
+  """A 2-D convolution by a kernel [h, w, C, D]; of one pixel, a product."""
   if kernel.shape[:2] == (1, 1):
-    y = (frames.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(
-      *frames.shape[:-1], -1
-    )
-  else:
-    y = jax.lax.conv_general_dilated(
-      frames,
-      kernel,
-      strides,
-      padding,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], -1)
+  y = jax.lax.conv_general_dilated(
+    x.reshape(-1, *x.shape[2:]),
+    kernel,
+    strides,
+    padding,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
   return y.reshape(*x.shape[:2], *y.shape[1:])
