@@ -14,19 +14,27 @@ far the two results are apart is printed beside, as a share of their norm (of
 the tokens to themselves, "feed_forward" the two layers after it, each without
 and with its gradients: times 8 blocks, what of "forward" and "gradients" is
 theirs.
+
+"decode", "encode" and "decode_gradient" (of the mean square of the pixels, for
+the latents) are of the model's autoencoder, one clip, at each of `--bases`, the
+widths of its finest resolution:
+
+  python -m benchmarks.against_diffusers [--model=wan] \
+    --tasks decode encode decode_gradient [--bases 16 48 96] [--clip 9 96 96]
 """
 
 import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import Any
@@ -40,15 +48,19 @@ from tqdm import tqdm
 
 from dollar_jax.diffusion.process import FlowProcess, VPProcess
 from dollar_jax.diffusion.timesteps import teacher_grid
+from dollar_jax.interop.diffusers import load_codec
 from dollar_jax.interop.networks import template
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.interop.recipe import Recipe
 from dollar_jax.interop.schedulers import student_scheduler_to_json
 from dollar_jax.models.attention import attention
 from dollar_jax.models.cogvideox import CogVideoXConfig, CogVideoXTransformer
+from dollar_jax.models.cogvideox_vae import CogVideoXVAEConfig
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.layers import MLP
+from dollar_jax.models.video_vae import NETWORKS, VideoVAE
 from dollar_jax.models.wan import WanConfig, WanTransformer
+from dollar_jax.models.wan_vae import WanVAEConfig
 from dollar_jax.typing import Array
 
 WAN_WORDS = 512
@@ -64,6 +76,9 @@ TASKS = (
   "teacher",
   "student",
 )
+CODING = ("decode", "encode", "decode_gradient")
+"""Tasks of the autoencoder, at each width asked for."""
+
 STEPS, GUIDANCE = 50, 5.0
 WIDTH = {"num_attention_heads": 8, "attention_head_dim": 64, "num_layers": 8}
 HIDDEN = 2048
@@ -89,6 +104,14 @@ MODELS = {
     "v",
   ),
 }
+AUTOENCODERS = {
+  "wan": lambda base: WanVAEConfig(base_dim=base),
+  "cogvideox": lambda base: CogVideoXVAEConfig(
+    block_out_channels=(base, 2 * base, 2 * base, 4 * base)
+  ),
+}
+"""The published shapes, by the width of the finest resolution."""
+
 ALLOCATOR = {
   "MALLOC_ARENA_MAX": "1",
   "MALLOC_MMAP_THRESHOLD_": str(2**34),
@@ -153,13 +176,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
   with contextlib.ExitStack() as stack:
     folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     write_random(denoiser, recipe, folder / "model")
+    tasks = [task for task in args.tasks if task not in CODING]
+    coding = [task for task in args.tasks if task in CODING]
+    for base in args.bases if coding else ():
+      write_codec(args.model, base, recipe, args.clip, folder / f"{base}")
+      tasks += [f"{task}, base {base}" for task in coding]
     sides = {
       name: stack.enter_context(started(serve, folder, args.dtype))
       for name, serve in (("ours", serve_ours), ("diffusers", serve_theirs))
     }
     tasks = {
       task: measure(task, sides, turns_of(task, args.turns), folder)
-      for task in args.tasks
+      for task in tasks
     }
   packages = ("jax", "jaxlib", "torch", "diffusers")
   table = {
@@ -169,6 +197,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     "versions": {name: metadata.version(name) for name in packages},
     "tasks": tasks,
   }
+  if coding:
+    table["clip"] = "x".join(map(str, args.clip))
   if {"teacher", "student"} <= tasks.keys():
     seconds = tasks["teacher"]["diffusers"], tasks["student"]["ours"]
     table["speed_up"] = seconds[0] / seconds[1]
@@ -188,6 +218,36 @@ def write_random(
 
   params = jax.tree.map(draw, template(denoiser.module))
   Pipeline(denoiser, params, None, None, recipe).save(folder)
+
+
+def write_codec(
+  model: str,
+  base: int,
+  recipe: Recipe,
+  clip: Sequence[int],
+  folder: pathlib.Path,
+) -> None:
+  """The same of an autoencoder, with a clip and latents to code in it."""
+  rng = np.random.default_rng(2)
+  config = AUTOENCODERS[model](base)
+  network = NETWORKS[type(config)]
+
+  def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    fans = math.prod(leaf.shape[:-1])
+    scale = fans**-0.5 if len(leaf.shape) > 1 else 0.1
+    mean = 1.0 if path[-1].key == "weight" else 0.0  # of a norm
+    return mean + scale * rng.standard_normal(leaf.shape, np.float32)
+
+  params = jax.tree.map_with_path(draw, network.shapes(config))
+  codec = VideoVAE(params, config)
+  denoiser = MODELS[model].with_config(num_layers=1)
+  weights = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype), template(denoiser.module)
+  )
+  Pipeline(denoiser, weights, codec, None, recipe).save(folder)
+  latents = rng.standard_normal((1, *codec.latent_shape(*clip)), np.float32)
+  frames = rng.uniform(-1.0, 1.0, (1, *clip, 3)).astype(np.float32)
+  np.savez(folder / "given.npz", latents=latents, frames=frames)
 
 
 @contextlib.contextmanager
@@ -310,9 +370,44 @@ def serve_ours(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     "teacher": lambda: sample(teacher),
     "student": lambda: sample(student),
   }
+  for given_file in folder.glob("*/given.npz"):
+    base = given_file.parent.name
+    for task, code in coding_of_ours(given_file, dtype).items():
+      tasks[f"{task}, base {base}"] = code
   return {
     name: lambda task=task: np.asarray(task(), np.float32)
     for name, task in tasks.items()
+  }
+
+
+def coding_of_ours(given: pathlib.Path, dtype: str) -> dict[str, Callable]:
+  """The tasks of one autoencoder by dollar_jax."""
+  codec = load_codec(given.parent)
+  network = NETWORKS[type(codec.size)]
+  params = jax.tree.map(lambda x: x.astype(dtype), codec.params)
+  with np.load(given) as arrays:
+    frames = jnp.asarray(arrays["frames"], dtype)
+    latents = jnp.asarray(arrays["latents"], dtype)
+
+  @jax.jit
+  def encode(params, frames):
+    return network.encode(codec.size, params["encoder"], frames)
+
+  @jax.jit
+  def decode(params, latents):
+    return network.decode(codec.size, params["decoder"], latents)
+
+  @jax.jit
+  def gradient(params, latents):
+    def loss(latents):
+      return jnp.mean(jnp.square(decode(params, latents)))
+
+    return jax.grad(loss)(latents)
+
+  return {
+    "encode": lambda: encode(params, frames),
+    "decode": lambda: decode(params, latents),
+    "decode_gradient": lambda: gradient(params, latents),
   }
 
 
@@ -401,7 +496,7 @@ def serve_theirs(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     inputs = given.noise[None, :1], given.text[:1], given.null
     return in_diffusers.sample(pipe, model.recipe, *inputs)
 
-  return {
+  tasks = {
     "forward": forward,
     "gradients": gradients,
     "attention": attend,
@@ -410,6 +505,45 @@ def serve_theirs(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
     "feed_forward_gradients": feed_gradients,
     "teacher": teacher,
   }
+  for given_file in folder.glob("*/given.npz"):
+    base = given_file.parent.name
+    for task, code in coding_of_theirs(given_file, dtype).items():
+      tasks[f"{task}, base {base}"] = code
+  return tasks
+
+
+def coding_of_theirs(given: pathlib.Path, dtype: str) -> dict[str, Callable]:
+  """The tasks of one autoencoder by diffusers."""
+  import diffusers
+  import torch
+
+  kind = getattr(torch, dtype)
+  vae = diffusers.AutoModel.from_pretrained(
+    str(given.parent / "vae"), torch_dtype=kind
+  ).requires_grad_(False)
+  with np.load(given) as arrays:
+    frames, latents = (
+      torch.from_numpy(arrays[name]).to(kind).movedim(-1, 1).contiguous()
+      for name in ("frames", "latents")
+    )
+
+  def channels_last(x: torch.Tensor) -> np.ndarray:
+    return x.float().movedim(1, -1).numpy()
+
+  @torch.no_grad()
+  def encode() -> np.ndarray:
+    return channels_last(vae.encode(frames).latent_dist.mean)
+
+  @torch.no_grad()
+  def decode() -> np.ndarray:
+    return channels_last(vae.decode(latents).sample)
+
+  def gradient() -> np.ndarray:
+    z = latents.clone().requires_grad_()
+    loss = vae.decode(z).sample.float().square().mean()
+    return channels_last(torch.autograd.grad(loss, z)[0])
+
+  return {"encode": encode, "decode": decode, "decode_gradient": gradient}
 
 
 def print_table(table: dict[str, Any]) -> None:
@@ -417,17 +551,17 @@ def print_table(table: dict[str, Any]) -> None:
   head = {k: v for k, v in table.items() if k not in ("tasks", "speed_up")}
   print(", ".join(f"{k} {v}" for k, v in head.items()))
   print(
-    "task                    ours (s)  diffusers (s)  diffusers/ours  apart"
+    "task                       ours (s)  diffusers (s)  diffusers/ours  apart"
   )
   for task, row in table["tasks"].items():
     if "diffusers" in row:
       ratio = row["diffusers"] / row["ours"]
       print(
-        f"{task:<22}{row['ours']:10.3f}{row['diffusers']:15.3f}"
+        f"{task:<25}{row['ours']:10.3f}{row['diffusers']:15.3f}"
         f"{ratio:16.3f}{row['apart']:7.0e}"
       )
     else:
-      print(f"{task:<22}{row['ours']:10.3f}")
+      print(f"{task:<25}{row['ours']:10.3f}")
   if "speed_up" in table:
     print(
       f"one step of ours against diffusers' {STEPS} guided steps: "
@@ -444,11 +578,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16"), default="float32"
   )
-  parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+  parser.add_argument(
+    "--tasks", nargs="+", choices=(*TASKS, *CODING), default=TASKS
+  )
   parser.add_argument("--turns", type=int, default=5)
   parser.add_argument("--layers", type=int, default=8)
   parser.add_argument(
     "--latent", type=int, nargs=4, default=LATENT, metavar="N", help="T H W C"
+  )
+  parser.add_argument(
+    "--bases", type=int, nargs="+", default=(16, 48, 96), metavar="N"
+  )
+  parser.add_argument(
+    "--clip", type=int, nargs=3, default=(9, 96, 96), metavar="N", help="F H W"
   )
   parser.add_argument("--out", help="file to write the table to, as JSON")
   return parser.parse_args(argv)

@@ -222,6 +222,20 @@ def test_both_sides_compute_the_same(model, tasks):
   assert ("speed_up" in table) == ("student" in tasks)
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("model, base", [("wan", 4), ("cogvideox", 32)])
+def test_both_sides_code_the_same(model, base):
+  size = ["--layers=1", "--latent", "2", "4", "4", "16", "--turns=1"]
+  codec = [f"--bases={base}", "--clip", "9", "16", "16"]
+  tasks = list(against_diffusers.CODING)
+  line = [f"--model={model}", *size, *codec, "--tasks", *tasks]
+  table = against_diffusers.main(against_diffusers.parse(line))
+  assert list(table["tasks"]) == [f"{task}, base {base}" for task in tasks]
+  for row in table["tasks"].values():
+    assert min(row["ours"], row["diffusers"]) > 0
+    assert row["apart"] < 1e-4
+
+
 def test_blocks_with_a_save_are_told_from_those_without():
   # blocks of 3 updates of 1 s, a save of 0.5 s as every second one begins
   times, now = [], 0.0
