@@ -4,6 +4,10 @@
 #   launch/test.sh [PYTEST ARGUMENT ...]     `-m slow` runs the slow tests
 # PYTHON names another python3.
 set -euo pipefail
+
+# Many tests compile what another process has compiled: every program is kept,
+# not only those that take long.
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 failed=()

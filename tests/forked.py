@@ -74,8 +74,11 @@ class Program:
     self._process.join(timeout)
     if self.returncode is None:
       raise subprocess.TimeoutExpired("forked program", timeout)
+    if not self.stdout.closed:
+      with self.stdout:
+        self._output = self.stdout.read()
     with self.stderr as errors:
-      return self.stdout.read(), errors.read()
+      return self._output, errors.read()
 
 
 def _run(stdout: Connection, file: pathlib.Path, args: list[str]) -> None:
