@@ -8,7 +8,7 @@ import pytest
 
 from dollar_jax import cli
 from dollar_jax.data import videos
-from dollar_jax.programs import report
+from dollar_jax.programs import _report as report
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dollar_jax.interop.pipeline import Pipeline, Recipe
 from dollar_jax.models.denoiser import make_wan
 from dollar_jax.models.linear_vae import LinearVAE
 from dollar_jax.models.wan import WanConfig
-from dollar_jax.programs import sample
+from dollar_jax.programs import _sample as sample
 from dollar_jax.train import datasets
 
 SHAPE = (2, 4, 4, 8)
