@@ -25,6 +25,7 @@ from dollar_jax.interop.recipe import Recipe
 from dollar_jax.interop.text_encoders import TextEncoder
 from dollar_jax.models.denoiser import Denoiser
 from dollar_jax.models.lora import Adapted, merge
+from dollar_jax.parallel.compilation import compiler_options
 from dollar_jax.typing import Array, Params
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "digits"
@@ -204,7 +205,8 @@ class Pipeline:
       grid = timesteps.teacher_grid(recipe.steps, denoiser.shift)
       return samplers.sample_teacher(bound, process, noises[0], grid)
 
-    return jax.jit(sample)
+    options = compiler_options(jax.default_backend())
+    return jax.jit(sample, compiler_options=options)
 
   def sample_latents(
     self,
