@@ -14,6 +14,8 @@ jobs of Kubernetes are recognised. Elsewhere say who is who:
   dollar train … --coordinator=HOST:PORT --num_processes=2 --process_id=0
 """
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -42,6 +44,9 @@ def main(values: flags.FlagValues) -> None:
   if values.config is None:
     raise ValueError("no --config given; name one, e.g. a file in configs/")
   config = from_config_dict(values.config.to_dict())
+  if values.progress and sys.stderr.isatty():  # who looks at it waits for JAX
+    text = f"{config.task}: {config.steps} updates in {values.workdir}"
+    print(text, file=sys.stderr, flush=True)
   # JAX comes with them; a mistake in the config is told before
   from dollar_jax.parallel import distributed
   from dollar_jax.train.runs import train
