@@ -191,6 +191,7 @@ def _environment(checkout: Path, folder: Path) -> dict[str, str]:
     "HOME": str(folder),
     "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
     "PYTHONPATH": str(checkout),
   }
 
