@@ -20,7 +20,7 @@ class ReadAhead:
     bytes: that these may take at most.
   """
 
-  batches: int = 2
+  batches: int = 1
   bytes: float = 4 * 2.0**30
 
   def count(self, batch_bytes: int) -> int:

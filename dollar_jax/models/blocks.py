@@ -1,6 +1,8 @@
 """What the video transformers share: patches as tokens, a stack of blocks."""
 
 import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import einops
@@ -14,12 +16,47 @@ from dollar_jax.typing import Array, PyTree
 BLOCK_INPUT = "block_input"
 """Name of what enters a block, for remat policies."""
 
+_both = jax.checkpoint_policies.save_from_both_policies
+
+
+def _cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+  """Keeps what cuDNN's attention gives, which has no names to keep it by."""
+  return primitive.name.startswith("dot_product_attention_fwd")
+
+
+_ATTENTION = _both(
+  jax.checkpoint_policies.save_only_these_names("attention", RESIDUALS), _cudnn
+)
+
+
+def _attention_and(keep: Callable[[int, int], bool]) -> Callable[..., bool]:
+  """Keeps what attention gave, and products without a batch.
+
+  Args:
+    keep: whether to keep a product of sums of so many terms that is so wide: a
+      number of it costs as much to make again as its sum is long.
+  """
+
+  def products(primitive: Any, *shapes: Any, **parameters: Any) -> bool:
+    if primitive.name != "dot_general":
+      return False
+    (summed, _), (batched, _) = parameters["dimension_numbers"]
+    if batched:
+      return False
+    left, right = shapes
+    terms = math.prod(left.shape[axis] for axis in summed)
+    return keep(terms, right.size // terms)
+
+  return _both(_ATTENTION, products)
+
+
 REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  "attention": jax.checkpoint_policies.save_only_these_names(
-    "attention", RESIDUALS
-  ),
+  "attention": _ATTENTION,
+  "results": _attention_and(lambda terms, width: terms > width),
+  "narrow": _attention_and(lambda terms, width: terms >= width),
+  "products": _attention_and(lambda terms, width: True),
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=[BLOCK_INPUT],
@@ -29,7 +66,9 @@ REMAT_POLICIES = {
 }
 """Named rematerialisation policies: "full" keeps what enters a block, "offload"
 keeps it in the host's memory, "dots" products without a batch, "attention" what
-attention gave. "none" keeps every activation."""
+attention gave; "results" that and products narrower than what they are made of,
+as the feed-forward layers' are, "narrow" those as wide, too, "products" all
+without a batch. "none" keeps every activation."""
 
 
 def repeat_blocks(

@@ -13,7 +13,16 @@ KERNELS = ("auto", "xla", "cudnn", "splash")
 CONTEXTS = ("auto", "ulysses", "ring")
 """How tokens on several devices meet; "auto" is Ulysses where heads divide."""
 
-REMATS = ("none", "attention", "dots", "full", "offload")
+REMATS = (
+  "none",
+  "products",
+  "narrow",
+  "results",
+  "dots",
+  "attention",
+  "full",
+  "offload",
+)
 """What a backward pass recomputes; see `blocks.REMAT_POLICIES`."""
 
 REWARD_KINDS = ("image", "video")

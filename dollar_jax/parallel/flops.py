@@ -5,9 +5,11 @@ jaxpr tells the trips of every scan and the shapes of every product.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+from jax.extend.core import Literal
 
 _FORWARD, _BACKWARD = 2, 5
 """Products of queries, keys and values: a fused kernel keeps no scores, so
@@ -20,6 +22,8 @@ def matmul_flops(jaxpr: Any) -> int:
   A multiply-add is two FLOPs. Of a `cond` the costlier branch counts. A
   convolution's taps on padding count as others do, and so do tokens that only
   fill up a kernel's block. What lies in a `shard_map` is done by every device.
+  What nothing uses does not count, as XLA leaves it out: where a policy keeps
+  what a kernel gave, jax leaves the call that made it again, without results.
 
   Args:
     jaxpr: such as `jax.make_jaxpr(f)(*args)` or `jitted.trace(*args).jaxpr`.
@@ -28,7 +32,16 @@ def matmul_flops(jaxpr: Any) -> int:
     ValueError: for a product in a loop whose number of trips is not known
       (`while_loop`), or in a kernel that is not known.
   """
-  return sum(_flops(equation) for equation in jaxpr.eqns)
+  used, total = set(_variables(getattr(jaxpr, "jaxpr", jaxpr).outvars)), 0
+  for equation in reversed(jaxpr.eqns):
+    if equation.effects or used.intersection(_variables(equation.outvars)):
+      used.update(_variables(equation.invars))
+      total += _flops(equation)
+  return total
+
+
+def _variables(atoms: Iterable[Any]) -> Iterator[Any]:
+  return (atom for atom in atoms if not isinstance(atom, Literal))
 
 
 def inner_jaxprs(equation: Any) -> list[Any]:

@@ -17,6 +17,18 @@ COLUMNS = (
 )
 
 
+BEST_COLUMNS = (
+  "tried",
+  "TFLOP",
+  "of today's",
+  "bound s",
+  "sent GiB, by hand",
+  "predicted GiB",
+  "peak GiB",
+  "fits",
+)
+
+
 def plan_table(plan: dict[str, Any]) -> str:
   """Renders a plan.
 
@@ -58,6 +70,41 @@ def plan_table(plan: dict[str, Any]) -> str:
       f"({share:.0%}), most in {plan['largest_program']}"
     )
   return "\n".join(lines)
+
+
+def best_table(plan: dict[str, Any]) -> str:
+  """Renders the strategies that were tried, and the flags of the best.
+
+  Args:
+    plan: see `programs.plan`.
+  """
+  best = plan["best"]
+  lines = [
+    "",
+    f"| {' | '.join(BEST_COLUMNS)} |",
+    "|---" * len(BEST_COLUMNS) + "|",
+    *map(_tried, best["tried"]),
+    "",
+  ]
+  if best["flags"]:
+    lines.append(f"best: {' '.join(best['flags'])}")
+  elif best["flags"] is not None:
+    lines.append("best: the config as it is")
+  return "\n".join(lines)
+
+
+def _tried(one: dict[str, Any]) -> str:
+  cells = [
+    " ".join(one["flags"]) or "as it is",
+    f"{one['flops'] / 1e12:,.2f}",
+    _number(one["of_today"]),
+    _number(one.get("lower_bound_seconds")),
+    _gib(one["sent_bytes"]),
+    _gib(one["predicted_bytes"]),
+    _gib(one["peak_bytes"]),
+    "yes" if one["fits"] else "no",
+  ]
+  return f"| {' | '.join(cells)} |"
 
 
 def _host(host: dict[str, int]) -> str:

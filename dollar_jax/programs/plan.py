@@ -11,6 +11,9 @@ cheapest first. Weights and data need not be there either: the teacher is a
 model folder or the name of a published model, and --config.data.clip tells the
 size of a clip (frames, height, width).
 
+With --best rematerialisation, microbatches and the mesh are looked through for
+the strategy that computes least and fits; few are compiled.
+
 TPUs are v5e:16x16, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4 or, in slices,
 2*v5e:16x16, and need pip install 'dollar_jax[tpu]'; GPUs are h100:8x8 (hosts
 x GPUs), and need pip install 'dollar_jax[cuda]'; cpu:8 needs nothing. Large
@@ -22,6 +25,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +38,11 @@ from tqdm import tqdm
 import dollar_jax
 from dollar_jax.files import user_cache
 from dollar_jax.interop.folders import read_json, write_json
+from dollar_jax.parallel import flops, hlo
 from dollar_jax.parallel.mesh import batch_shards, make_mesh
 from dollar_jax.parallel.topologies import Machine, open_devices, parse
-from dollar_jax.programs._plan_table import plan_table
-from dollar_jax.train import planning
+from dollar_jax.programs._plan_table import best_table, plan_table
+from dollar_jax.train import planning, strategies
 from dollar_jax.train.config import TrainConfig, from_config_dict, to_dict
 from dollar_jax.train.host_memory import host_memory
 from dollar_jax.train.models import attention_choice
@@ -71,6 +76,12 @@ flags.DEFINE_bool(
   flag_values=FLAGS,
 )
 flags.DEFINE_bool(
+  "best",
+  False,
+  "Look for the strategy that computes least and fits, and say its flags.",
+  flag_values=FLAGS,
+)
+flags.DEFINE_bool(
   "cache", True, "Take finished programs from earlier plans.", flag_values=FLAGS
 )
 flags.DEFINE_bool("progress", True, "Show a progress bar.", flag_values=FLAGS)
@@ -87,6 +98,11 @@ def main(values: flags.FlagValues) -> None:
   """
   if values.config is None:
     raise ValueError("no --config given; name one, e.g. a file in configs/")
+  if values.best and values.programs:
+    raise ValueError(
+      f"--best looks at all programs of a run, but --programs is "
+      f"{','.join(values.programs)}; leave it out"
+    )
   config = from_config_dict(values.config.to_dict())
   machine = parse(values.topology)
   out = Path(values.out)
@@ -94,6 +110,14 @@ def main(values: flags.FlagValues) -> None:
   planner = Planner(machine, values.cache, values.progress)
   plan = planner.plan(config, values.programs)
   print(plan_table(plan))
+  if values.best:
+    plan["best"] = planner.find_best(config, plan)
+    print(best_table(plan))
+    write_json(out, plan)
+    if plan["best"]["flags"] is None:
+      raise ValueError(_why_none(plan))
+    print(f"{out}: written")
+    return
   if not plan["fits"] and values.remedies:
     plan["remedy"] = planner.find_remedy(config, plan)
   write_json(out, plan)
@@ -175,6 +199,22 @@ class Planner:
         return {**tried[-1], "tried": tried}
     return {"flags": None, "tried": tried} if tried else None
 
+  def find_best(
+    self, config: TrainConfig, plan: dict[str, Any]
+  ) -> dict[str, Any]:
+    """The strategy that computes least and fits; see `strategies.find`.
+
+    Args:
+      config: the run.
+      plan: of all its programs.
+    """
+    best = strategies.find(config, plan, self._devices, self.plan)
+    peak_flops = self._machine.chip.peak_flops
+    for one in [best, *best["tried"]]:
+      if peak_flops and "flops" in one:
+        one["lower_bound_seconds"] = one["flops"] / peak_flops
+    return best
+
   def _open(self, config: TrainConfig) -> tuple[Mesh, Outline]:
     if config.mesh.slices != self._machine.slices:
       raise ValueError(
@@ -187,33 +227,42 @@ class Planner:
   def _measured(
     self, config: TrainConfig, name: str, outline: Outline, mesh: Mesh
   ) -> planning.Measured:
-    """One program, from the cache if it is there."""
-    what = [
-      to_dict(config),
-      self._machine.name,
-      name,
-      jax.__version__,
-      _compiler(self._machine),
-      _source_digest(),
-      self._machine.memory,
-      # a folder may hold another model by now
-      str((outline.base.params, outline.base.codec)),
-    ]
-    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-    file = user_cache("plans") / f"{digest[:32]}.json"
-    if self._cache and file.exists():
-      return planning.Measured(**read_json(file))
+    """One program, from the cache if it is there, under whatever config."""
+    asked = self._kept(
+      [
+        to_dict(config),
+        name,
+        jax.__version__,
+        _digest(Path(dollar_jax.__file__).parent.rglob("*.py")),
+        # a folder may hold another model by now
+        str((outline.base.params, outline.base.codec)),
+      ]
+    )
+    if self._cache and asked.exists():
+      return planning.Measured(**read_json(asked))
     program = outline.task.programs(outline.batch)[name]
-    limit = self._machine.memory
-    resident = outline.task.resident()
-    try:
-      measured = planning.measure(program, resident, mesh, limit)
-    except ValueError as error:
-      machine = self._machine.name
-      raise ValueError(f"program {name} on {machine}: {error}") from error
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, dataclasses.asdict(measured))
+    traced = planning.trace(program, outline.task.resident(), mesh)
+    counted = [Path(module.__file__) for module in (planning, hlo, flops)]
+    made = self._kept([traced.digest, traced.waiting_bytes, _digest(counted)])
+    if self._cache and made.exists():
+      measured = planning.Measured(**read_json(made))
+    else:
+      try:
+        measured = planning.measure(traced, mesh, self._machine.memory)
+      except ValueError as error:
+        machine = self._machine.name
+        raise ValueError(f"program {name} on {machine}: {error}") from error
+    made.parent.mkdir(parents=True, exist_ok=True)
+    for file in (asked, made):
+      write_json(file, dataclasses.asdict(measured))
     return measured
+
+  def _kept(self, what: list[Any]) -> Path:
+    """Where a program that is finished is kept, by what it was made of."""
+    machine = self._machine
+    what = [*what, machine.name, machine.memory, _compiler(machine)]
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    return user_cache("plans") / f"{digest[:32]}.json"
 
   def _summary(
     self,
@@ -284,6 +333,19 @@ def _why_not(plan: dict[str, Any]) -> str:
   )
 
 
+def _why_none(plan: dict[str, Any]) -> str:
+  """One sentence: that no strategy fits, and what is left to change."""
+  gib = 2**30
+  tried = plan["best"]["tried"]
+  least = min([one["peak_bytes"] for one in tried] + [plan["peak_bytes"]])
+  return (
+    f"no strategy fits {plan['topology']}, which gives "
+    f"{plan['limit_bytes'] / gib:.2f} GiB a device; of {len(tried)} compiled "
+    f"the least needs {least / gib:.2f}: take more devices, a smaller clip, or "
+    "config.lora_rank, or plan without --best for what offloading would do"
+  )
+
+
 def _compiler(machine: Machine) -> str:
   """The package that compiles for a machine, and its version."""
   name = {"tpu": "libtpu", "cuda": "jax-cuda12-plugin", "cpu": "jaxlib"}
@@ -291,11 +353,10 @@ def _compiler(machine: Machine) -> str:
   return f"{package} {importlib.metadata.version(package)}"
 
 
-def _source_digest() -> str:
-  """Tells apart the package's code as it was when a plan was made."""
-  root = Path(dollar_jax.__file__).parent
+def _digest(files: Iterable[Path]) -> str:
+  """Tells apart code as it was when a plan was made."""
   digest = hashlib.sha256()
-  for file in sorted(root.rglob("*.py")):
-    digest.update(os.fsencode(file.relative_to(root)))
+  for file in sorted(files):
+    digest.update(os.fsencode(file.name))
     digest.update(file.read_bytes())
   return digest.hexdigest()

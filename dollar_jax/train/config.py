@@ -82,7 +82,7 @@ class DataConfig:
 
   source: str = "moving_digits"
   batch_size: int = 32
-  read_ahead: int = 2
+  read_ahead: int = 1
   read_ahead_gib: float = 4.0
   clip: tuple[int, ...] = ()
   clips: int = 4000
@@ -204,6 +204,8 @@ class TrainConfig:
     frozen_dtype: type in which frozen networks are kept and computed.
     remat: what the backward pass recomputes, one of
       `models.configs.REMATS`.
+    score_remat: the same for the fake score, whose step has more room; empty
+      is `remat`.
     scan: whether a network's blocks run under `nn.scan`: compiles faster,
       runs slower on a CPU.
     attention: what carries attention out, one of `models.configs.KERNELS`.
@@ -236,6 +238,7 @@ class TrainConfig:
   dtype: str = "float32"
   frozen_dtype: str = "float32"
   remat: str = "none"
+  score_remat: str = ""
   scan: bool = True
   attention: str = "auto"
   context: str = "auto"

@@ -26,12 +26,17 @@ class Cost:
     backward: gradient with respect to its parameters.
     to_input: gradient with respect to its latent alone.
     attention: of the forward, what products of tokens with tokens cost.
+    wider: of the blocks' forward, products that are wider than what they are
+      made of.
+    narrower: those that are narrower.
   """
 
   forward: int
   backward: int
   to_input: int = 0
   attention: int = 0
+  wider: int = 0
+  narrower: int = 0
 
 
 def network_cost(
@@ -46,41 +51,42 @@ def network_cost(
   for its input; the layers that are fed data need no gradient there.
   """
   count = _cogvideox if isinstance(c, CogVideoXConfig) else _wan
-  first, attention, rest = count(c, latent, text)
-  first, attention, rest = (2 * batch * n for n in (first, attention, rest))
-  rest += attention
-  return Cost(first + rest, first + 2 * rest, attention=attention)
+  parts = (2 * batch * n for n in count(c, latent, text))
+  first, attention, wider, narrower, rest = parts
+  rest += attention + wider + narrower
+  return Cost(first + rest, first + 2 * rest, 0, attention, wider, narrower)
 
 
 def _wan(
   c: WanConfig, latent: tuple[int, ...], text: tuple[int, int]
-) -> tuple[int, int, int]:
-  """Multiply-adds of the first layers, of attention, of the rest."""
+) -> tuple[int, int, int, int, int]:
+  """Multiply-adds: first layers, attention, wider, narrower, the rest."""
   patch = math.prod(c.patch_size)
   tokens, words, width = math.prod(latent[:3]) // patch, text[0], c.width
   inputs = patch * c.in_channels * tokens + c.freq_dim + text[1] * words
   block = tokens * (4 + 2) * width**2 + words * 2 * width**2
-  block += tokens * 2 * width * c.ffn_dim
+  half = c.num_layers * tokens * width * c.ffn_dim
   attention = c.num_layers * 2 * tokens * (tokens + words) * width
   rest = (1 + 6 + words) * width**2 + c.num_layers * block
   rest += tokens * width * patch * c.out_channels
-  return inputs * width, attention, rest
+  return inputs * width, attention, half, half, rest
 
 
 def _cogvideox(
   c: CogVideoXConfig, latent: tuple[int, ...], text: tuple[int, int]
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int, int, int]:
   """As `_wan`."""
   patch, width, time = math.prod(c.patch), c.width, c.time_embed_dim
   tokens = math.prod(latent[:3]) // patch
   joint = tokens + text[0]
   first = patch * c.in_channels * tokens * width + text[1] * text[0] * width
   first += width * time
-  block = joint * (4 + 8) * width**2 + 2 * time * 6 * width
+  half = c.num_layers * joint * 4 * width**2
+  tables = c.num_layers * 2 * time * 6 * width
   attention = c.num_layers * 2 * joint**2 * width
-  rest = time**2 + c.num_layers * block + time * 2 * width
+  rest = time**2 + c.num_layers * joint * 4 * width**2 + time * 2 * width
   rest += tokens * width * patch * c.out_channels
-  return first, attention, rest
+  return first, attention, half + tables, half, rest
 
 
 def latent_reward_cost(

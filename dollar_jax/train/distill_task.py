@@ -138,8 +138,12 @@ class DistillTask:
       schedule = make_schedule(config.score_optimizer, scores)
       self._schedules["fake_score"] = schedule
       self._score_optimizer = make_optimizer(config.score_optimizer, schedule)
+      remat = config.score_remat or config.remat
+      fitted = dataclasses.replace(
+        student, denoiser=student.denoiser.with_config(remat=remat)
+      )
       step = scheduled(
-        functools.partial(make_score_step, student), config.score_optimizer
+        functools.partial(make_score_step, fitted), config.score_optimizer
       )
       state = self._placed("fake_score", self._score_optimizer)
       self._shapes["fake_score"] = state

@@ -1,10 +1,11 @@
 """The programs of a run, compiled for its mesh and measured without running.
 
-`measure` compiles; `expectations` says by hand what it should find.
+`trace` and `measure` compile; `expectations` says by hand what it should find.
 """
 
 import dataclasses
 import functools
+import hashlib
 import re
 import time
 from typing import Any
@@ -79,14 +80,47 @@ class Expected:
   collectives: dict[str, int] | None
 
 
-def measure(
-  program: Program, resident: PyTree, mesh: Mesh, limit: float = 0.0
-) -> Measured:
-  """Compiles a program for its mesh's devices.
+@dataclasses.dataclass(frozen=True)
+class Traced:
+  """A program before it is compiled; bytes and FLOPs are those of a device.
+
+  Attributes:
+    lowered: what a compiler takes.
+    flops: see `Measured`.
+    argument_bytes: see `Measured`.
+    waiting_bytes: see `Measured`.
+  """
+
+  lowered: jax.stages.Lowered
+  flops: float
+  argument_bytes: int
+  waiting_bytes: int
+
+  @property
+  def digest(self) -> str:
+    """Equal for equal programs, whatever config has made them."""
+    return hashlib.sha256(self.lowered.as_text().encode()).hexdigest()
+
+
+def trace(program: Program, resident: PyTree, mesh: Mesh) -> Traced:
+  """Traces a program for its mesh's devices.
 
   Args:
     program: shapes of its arguments are placed on the mesh.
     resident: shapes of all that stays on the devices.
+    mesh: of devices that may not be here.
+  """
+  with jax.set_mesh(mesh):
+    traced = program.run.trace(*program.args)
+    flops = matmul_flops(traced.jaxpr) / mesh.size
+    return Traced(traced.lower(), flops, *held_bytes(program, resident))
+
+
+def measure(traced: Traced, mesh: Mesh, limit: float = 0.0) -> Measured:
+  """Compiles a program for its mesh's devices.
+
+  Args:
+    traced: see `trace`.
     mesh: of devices that may not be here.
     limit: bytes of a device; a program whose arguments alone are more is not
       compiled. 0 is no limit.
@@ -95,40 +129,32 @@ def measure(
     ValueError: if it does not compile, unless for memory.
   """
   start = time.monotonic()
-  passed = {id(leaf) for leaf in jax.tree.leaves(program.args)}
-  waiting = sum(
-    bytes_of(leaf)
-    for leaf in jax.tree.leaves(resident)
-    if id(leaf) not in passed
+  arguments, waiting = traced.argument_bytes, traced.waiting_bytes
+  too_large = functools.partial(
+    Measured,
+    peak_bytes=None,
+    argument_bytes=arguments,
+    temporary_bytes=None,
+    waiting_bytes=waiting,
+    flops=traced.flops,
+    collectives={},
+    summed_gathers={"count": 0, "bytes": 0},
   )
-  arguments = sum(bytes_of(leaf) for leaf in jax.tree.leaves(program.args))
-  with jax.set_mesh(mesh):
-    traced = program.run.trace(*program.args)
-    flops = matmul_flops(traced.jaxpr) / mesh.size
-    too_large = functools.partial(
-      Measured,
-      peak_bytes=None,
-      argument_bytes=arguments,
-      temporary_bytes=None,
-      waiting_bytes=waiting,
-      flops=flops,
-      collectives={},
-      summed_gathers={"count": 0, "bytes": 0},
-    )
-    if limit and arguments + waiting > limit:
-      seconds = time.monotonic() - start
-      return too_large(needs_bytes=arguments + waiting, seconds=seconds)
-    try:
+  if limit and arguments + waiting > limit:
+    seconds = time.monotonic() - start
+    return too_large(needs_bytes=arguments + waiting, seconds=seconds)
+  try:
+    with jax.set_mesh(mesh):
       options = _OPTIONS.get(platform_of(mesh))
-      compiled = traced.lower().compile(options)
-    except jax.errors.JaxRuntimeError as error:
-      needs = _TOO_LARGE.search(str(error))
-      if needs is None:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"XLA does not compile it: {reason}") from error
-      bytes_ = int(float(needs[1]) * _UNITS[needs[2]])
-      seconds = time.monotonic() - start
-      return too_large(needs_bytes=bytes_ + waiting, seconds=seconds)
+      compiled = traced.lowered.compile(options)
+  except jax.errors.JaxRuntimeError as error:
+    needs = _TOO_LARGE.search(str(error))
+    if needs is None:
+      reason = str(error).splitlines()[0]
+      raise ValueError(f"XLA does not compile it: {reason}") from error
+    bytes_ = int(float(needs[1]) * _UNITS[needs[2]])
+    seconds = time.monotonic() - start
+    return too_large(needs_bytes=bytes_ + waiting, seconds=seconds)
   memory = compiled.memory_analysis()
   peak = getattr(memory, "peak_memory_in_bytes", 0) or (
     memory.argument_size_in_bytes
@@ -144,7 +170,7 @@ def measure(
     argument_bytes=arguments,
     temporary_bytes=max(peak - arguments, 0),
     waiting_bytes=waiting,
-    flops=flops,
+    flops=traced.flops,
     collectives=hlo.total(found),
     summed_gathers={
       "count": sum(one.runs for one in summed),
@@ -152,6 +178,16 @@ def measure(
     },
     seconds=time.monotonic() - start,
   )
+
+
+def held_bytes(program: Program, resident: PyTree) -> tuple[int, int]:
+  """Bytes a device of a program's arguments, and of what else stays there."""
+  leaves = jax.tree.leaves(program.args)
+  passed = {id(leaf) for leaf in leaves}
+  waiting = [
+    leaf for leaf in jax.tree.leaves(resident) if id(leaf) not in passed
+  ]
+  return sum(map(bytes_of, leaves)), sum(map(bytes_of, waiting))
 
 
 def expectations(
@@ -175,13 +211,11 @@ def expectations(
     mesh,
   )
   ideals: dict[str, dict[str, float]] = {}
-  trained = {"teacher": 1, "score": 1, "warm-up": 1, "sampler": 0}
+  passes = trained_passes(config)
   if student is None:
     ideals["teacher"] = {"teacher": net.forward + net.backward}
   else:
     c, critic = config.distill, cost.Cost(0, 0)
-    used = c.acts_on_samples, c.cd_weight, c.ddpo_weight
-    trained["student"] = sum(map(bool, used))
     if task.tuner is not None:
       count = functools.partial(
         cost.latent_reward_cost, task.tuner.model.config
@@ -198,7 +232,10 @@ def expectations(
   found = {}
   for name, parts in ideals.items():
     ideal = sum(parts.values())
-    again = trained.get(name, 0) * _made_again(net, config.remat, choice)
+    remat = config.remat
+    if name == "score":
+      remat = config.score_remat or remat
+    again = passes.get(name, 0) * _made_again(net, remat, choice)
     sent = traffic.get(name)
     # nobody has counted what a decoder and a reward on its pixels multiply
     whole = name != "student" or not config.distill.pixel_weight
@@ -210,17 +247,32 @@ def expectations(
   return found
 
 
+def trained_passes(config: TrainConfig) -> dict[str, int]:
+  """How often a program applies its network with a gradient, by its name."""
+  c = config.distill
+  used = c.acts_on_samples, c.cd_weight, c.ddpo_weight
+  return {
+    "teacher": 1,
+    "score": 1,
+    "warm-up": 1,
+    "student": sum(map(bool, used)),
+  }
+
+
 def _made_again(net: cost.Cost, remat: str, choice: Choice) -> float:
   """FLOPs that the backward pass of a network adds to its gradient."""
-  again = 0.0
-  if remat in ("full", "offload"):
-    again = net.forward
-  elif remat == "attention":
-    again = net.forward - net.attention
-  elif remat == "dots":
-    again = net.attention  # products of batches
-  if choice.kernel != "xla" or choice.context == "ring":
-    again += net.attention / 2  # a fused kernel keeps no scores
+  fused = choice.kernel != "xla" or choice.context == "ring"
+  again = {
+    "none": 0,
+    "products": 0,
+    "narrow": net.wider,
+    "results": net.forward - net.attention - net.narrower,
+    "attention": net.forward - net.attention,
+    "dots": net.attention,  # products of batches
+  }.get(remat, net.forward)
+  # neither a fused kernel nor a policy that keeps attention keeps its scores
+  if fused or remat in ("products", "narrow", "results", "attention"):
+    again += net.attention / 2
   return again
 
 

@@ -46,13 +46,17 @@ def _steps(
 ) -> Iterator[tuple[dict[str, Any], str]]:
   """Single changes, by the entries of the config that they set."""
   data, fsdp, tensor, context = mesh_shape(config.mesh, devices)
-  if config.remat == "none":
+  # a policy of its own would leave the fake score as it is
+  alike = {"score_remat": ""} if config.score_remat else {}
+  policies = {config.remat, config.score_remat or config.remat}
+  if not policies <= {"attention", "dots", "full", "offload"}:
     yield (
-      {"remat": "attention"},
+      {"remat": "attention", **alike},
       "part of a forward pass more for every gradient",
     )
-  if config.remat not in ("full", "offload"):
-    yield {"remat": "full"}, "a forward pass more for every gradient"
+  if not policies <= {"full", "offload"}:
+    costs = "a forward pass more for every gradient"
+    yield {"remat": "full", **alike}, costs
   while data % 2 == 0 and data > config.mesh.slices:
     data, fsdp = data // 2, fsdp * 2
     yield {"mesh.data": 0, "mesh.fsdp": fsdp}, "wider gathers of parameters"
@@ -71,12 +75,27 @@ def _steps(
       if fsdp > shards:
         changes["mesh.fsdp"] = shards
       yield changes, f"exchanges of tokens among {ways} devices"
-  if config.remat != "offload":
+  if policies != {"offload"}:
     costs = "a forward pass more for every gradient, transfers to the host"
-    yield {"remat": "offload"}, costs
+    yield {"remat": "offload", **alike}, costs
 
 
 def _apply(config: TrainConfig, changes: dict[str, Any], costs: str) -> Remedy:
+  return Remedy(*changed(config, changes), costs)
+
+
+def changed(
+  config: TrainConfig, changes: dict[str, Any]
+) -> tuple[TrainConfig, tuple[str, ...]]:
+  """A run with other entries, and how they are asked for.
+
+  Args:
+    config: the run.
+    changes: values by entry, such as "mesh.fsdp".
+
+  Raises:
+    ValueError: if a value does not fit.
+  """
   flags = tuple(f"--config.{key}={value}" for key, value in changes.items())
   for key, value in changes.items():
     group, _, entry = key.rpartition(".")
@@ -85,4 +104,4 @@ def _apply(config: TrainConfig, changes: dict[str, Any], costs: str) -> Remedy:
       config = dataclasses.replace(config, **{group: inner})
     else:
       config = dataclasses.replace(config, **{entry: value})
-  return Remedy(config, flags, costs)
+  return config, flags

@@ -7,8 +7,9 @@ operands of reduce-scatters.
 A network that is applied gathers its kernels over "fsdp", in the type they are
 used in: once forwards, once more backwards where blocks are made again, whose
 gradients are then reduce-scattered. Ulysses exchanges queries, keys, values
-and results; a ring passes keys and values on, backwards queries with their
-gradients. Over "tensor" a block adds up what each of its parts gives.
+and results, of which only these are kept where attention is; a ring passes
+keys and values on, backwards queries with their gradients. Over "tensor" a
+block adds up what each of its parts gives.
 """
 
 import dataclasses
@@ -65,8 +66,15 @@ class NetworkTraffic:
   choice: Choice
   mesh: dict[str, int]
   outputs: int
-  remat: bool
-  remakes_attention: bool
+  remat: bool = False
+  remakes_attention: bool = False
+
+  def with_remat(self, name: str) -> "NetworkTraffic":
+    """The same under another policy."""
+    again = name in ("full", "offload", "dots")
+    return dataclasses.replace(
+      self, remat=name != "none", remakes_attention=again
+    )
 
   def forward(self, videos: int) -> Bytes:
     """One application to a device's videos, without gradient."""
@@ -80,6 +88,8 @@ class NetworkTraffic:
       bytes_["all-gather"] += self.blocks
       if self.remakes_attention:
         bytes_ += self._attention(videos)
+      elif self.choice.context == "ulysses":
+        bytes_["all-to-all"] += 3 * self.exchange * videos * self.layers
     bytes_ += self._attention(videos, backward=True)
     if self.mesh["fsdp"] > 1:
       bytes_["reduce-scatter"] += self.graded
@@ -162,9 +172,7 @@ def network_traffic(
     choice=choice,
     mesh=sizes,
     outputs=2 if joint else 3,
-    remat=c.remat != "none",
-    remakes_attention=c.remat in ("full", "offload", "dots"),
-  )
+  ).with_remat(c.remat)
 
 
 def _split(
@@ -204,6 +212,7 @@ def step_traffic(
     mesh: where it is.
   """
   videos = -(-config.data.batch_size // batch_shards(mesh))
+  net = net.with_remat(config.remat)
 
   def parts(optimizer: str) -> tuple[int, int]:
     """Microbatches, and a device's videos in one."""
@@ -242,7 +251,8 @@ def step_traffic(
     sampler = times(steps, net.forward(rollouts))
   if c.vsd_weight:
     count, rows = parts("score_optimizer")
-    found["score"] = times(count, net.trained(rows)) + sampler
+    fitted = net.with_remat(config.score_remat or config.remat)
+    found["score"] = times(count, fitted.trained(rows)) + sampler
   if c.reward_weight:
     found["sampler"] = sampler
   return found

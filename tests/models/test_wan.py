@@ -9,6 +9,7 @@ import pytest
 
 from dollar_jax.interop import convert, keymaps
 from dollar_jax.models.blocks import REMAT_POLICIES
+from dollar_jax.models.configs import REMATS
 from dollar_jax.models.wan import WanConfig, WanTransformer
 
 try:
@@ -280,3 +281,7 @@ def test_bfloat16_stays_within_torch_s_own_spread(twins):
   config = dataclasses.replace(ODD, dtype="bfloat16")
   ours = run_ours(state, config, *args)
   assert 0 < distance(ours, exact) <= distance(theirs, exact)
+
+
+def test_every_remat_policy_has_a_name_in_the_configs():
+  assert set(REMATS) == {"none", *REMAT_POLICIES}

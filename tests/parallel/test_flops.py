@@ -80,7 +80,7 @@ def grouped(x, kernel):
     # the first run, one more for the backward pass, and that for two inputs
     (jax.value_and_grad(jax.checkpoint(power), (0, 1)), (A, B), 4 * AB),
     (product, (A, B), AB),
-    (jax.grad(product_loss), (A, B), 2 * AB),
+    (jax.value_and_grad(product_loss), (A, B), 2 * AB),
     (lambda a, b: jax.nn.silu(a @ b), (A, B), AB),
     (scanned, (SQUARE,), 6 * CUBE),
     (looped, (SQUARE,), 5 * CUBE),
@@ -141,3 +141,20 @@ def test_what_a_shard_map_holds_is_done_by_every_device():
   )
   # rows [2, 5] by their transpose, on each of six devices
   assert flops(spread, jnp.ones((4, 5))) == 6 * 2 * 2 * 2 * 5
+
+
+def test_what_nothing_uses_does_not_count():
+  def unused(a, b):
+    jax.jit(jnp.matmul)(a, b)
+    return a @ b
+
+  def scores(x):
+    y = jax.ad_checkpoint.checkpoint_name(x @ SQUARE, "kept")
+    return jnp.sum(jnp.exp(y) @ SQUARE)
+
+  keep = jax.checkpoint_policies.save_only_these_names("kept")
+  assert flops(unused, A, B) == AB
+  # two products forwards, two backwards; what is kept spares the first again
+  assert flops(jax.value_and_grad(jax.checkpoint(scores)), SQUARE) == 5 * CUBE
+  kept = jax.checkpoint(scores, policy=keep)
+  assert flops(jax.value_and_grad(kept), SQUARE) == 4 * CUBE

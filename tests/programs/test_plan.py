@@ -143,9 +143,9 @@ def test_memory_of_a_host_is_told(whole):
   latent = model.recipe.latent_shape
   words, width = model.null_prompt["null_text"].shape
   row = 4 * math.prod(latent) + 4 * words * width + words
-  assert (host["processes"], host["rows"], host["batches"]) == (1, 16, 2)
+  assert (host["processes"], host["rows"], host["batches"]) == (1, 16, 1)
   assert host["batch_bytes"] == 16 * row
-  assert host["data"] == 4 * host["batch_bytes"]
+  assert host["data"] == 3 * host["batch_bytes"]
   weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.params))
   assert host["result"] == weights
   assert 0 < host["frozen"] - weights < 2**20  # a small linear codec
@@ -155,6 +155,60 @@ def test_memory_of_a_host_is_told(whole):
   late = max(host["checkpoint"], host["result"])
   assert host["peak"] == host["data"] + host["frozen"] + late
   assert "a process, of 1, keeps on its host, GiB: frozen 0.0" in out
+
+
+def test_a_policy_of_each_step_is_counted_by_hand_too(planned, whole):
+  plan, *_ = planned("--config.remat=attention", "--config.score_remat=results")
+  for name in ("student", "score"):
+    row, before = (one["programs"][name] for one in (plan, whole[0]))
+    assert row["flops"] < before["flops"]
+    assert 0.95 * row["stated_factor"] < row["flops_ratio"]
+    assert row["flops_ratio"] <= row["stated_factor"]
+    found, by_hand = row["collectives"], row["collectives_by_hand"]
+    for kind in ("all-gather", "all-to-all"):
+      ratio = found[kind]["bytes"] / by_hand[kind]
+      assert 0.9 < ratio < 1.1, (name, kind, ratio)
+  # what no policy touches is the same program, and is not compiled again
+  for name in ("sampler", "decode", "reward"):
+    assert plan["programs"][name] == whole[0]["programs"][name]
+
+
+ONE_LOSS = [
+  "--config.distill.vsd_weight=0.0",
+  "--config.distill.reward_weight=0.0",
+]
+
+
+def test_the_best_strategy_is_looked_for(planned):
+  two = "--config.mesh.context=1", *ONE_LOSS
+  plan, out, err, code = planned("--best", *two, topology="cpu:2")
+  assert code == 0, err
+  best = plan["best"]
+  kept = {"--config.remat=products", "--config.remat=none"}
+  assert kept & set(best["flags"])
+  assert best["fits"]
+  assert best["tried"] == [{k: v for k, v in best.items() if k != "tried"}]
+  update = plan["update"]["flops"]
+  assert best["of_today"] == pytest.approx(best["flops"] / update)
+  assert best["of_today"] < 0.9
+  assert f"best: {' '.join(best['flags'])}" in out
+  again, *_ = planned(*two, *best["flags"], topology="cpu:2")
+  assert again["update"]["flops"] == pytest.approx(best["flops"])
+  assert again["peak_bytes"] == best["peak_bytes"]
+
+
+@pytest.mark.tpu_aot
+def test_a_tpu_that_is_not_here_gets_its_best_strategy(planned):
+  half = ["--config.dtype=bfloat16", "--config.frozen_dtype=bfloat16"]
+  mesh = "--config.mesh.context=1"
+  plan, _, err, code = planned(
+    "--best", *half, *ONE_LOSS, mesh, topology="v5e:2x2"
+  )
+  assert code == 0, err
+  best = plan["best"]
+  assert best["of_today"] < 0.9
+  assert best["peak_bytes"] <= plan["limit_bytes"]
+  assert best["lower_bound_seconds"] == best["flops"] / 197e12
 
 
 def test_what_has_no_weight_is_not_planned(planned, whole):
@@ -190,6 +244,7 @@ def test_finished_programs_are_found_again(planned, whole):
     ),
     (["--config.data.batch_size=6"], "batch size 6 does not divide among 4"),
     (["--config.teacher=Wan9"], "models that can be planned without a folder"),
+    (["--best", "--programs=score"], "--programs is score; leave it out"),
     (["--programs=teacher"], "this run has no program 'teacher'; it has"),
     (["--config.mesh.slices=2"], "config.mesh.slices is 2, but cpu:8 has 1"),
   ],

@@ -67,3 +67,12 @@ def test_remedies_leave_what_is_done_already():
     dataclasses.asdict(remedy.config)
     mesh = remedy.config.mesh
     assert 8 % (mesh.fsdp * mesh.context) == 0
+
+
+def test_a_remedy_is_one_for_the_fake_score_too():
+  kept = config(task="distill", remat="results", score_remat="products")
+  found = list(remedies(kept, 1))
+  for name in ("attention", "full", "offload"):
+    flags = f"--config.remat={name}", "--config.score_remat="
+    remedy = next(one for one in found if one.flags == flags)
+    assert (remedy.config.remat, remedy.config.score_remat) == (name, "")
