@@ -45,6 +45,11 @@ def _make(kind="image", text=False, dtype="float32"):
   return jax.jit(module.apply), variables
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _members(module, variables, x0):
+  return module.apply(variables, x0, method="members")
+
+
 @pytest.fixture(params=["image", "video"])
 def kind(request):
   return request.param
@@ -68,9 +73,9 @@ def test_one_float32_a_sample_at_every_latent_shape(kind, text, shape):
 
 def test_odd_and_long_axes_are_averaged_evenly():
   """On a constant latent pooling changes nothing, at the edges neither."""
-  x = jnp.broadcast_to(jnp.arange(3.0), (1, 9, 11, 7, 3))
+  x = np.broadcast_to(np.arange(3, dtype=np.float32), (1, 9, 11, 7, 3))
   for time, frames in ((True, 5), (False, 9)):
-    half = latent_reward._halve(x, time)
+    half = np.asarray(jax.jit(latent_reward._halve, static_argnums=1)(x, time))
     assert half.shape == (1, frames, 6, 7, 3)
     np.testing.assert_array_equal(half[0, -1, -1, -1], [0, 1, 2])
 
@@ -159,16 +164,17 @@ def test_caution_takes_off_where_the_members_disagree():
   module = LatentReward(config)
   x0 = _latents(2, 2, 4, 4, 6)
   variables = _init(module, x0)
-  members = module.apply(variables, x0, method="members")
+  members = np.asarray(_members(module, variables, x0))
   assert members.shape == (3, 2)
   assert len(np.unique(members)) == 6
   cautious = members.mean(axis=0) - 2 * members.std(axis=0)
-  np.testing.assert_allclose(module.apply(variables, x0), cautious, rtol=1e-5)
+  apply = jax.jit(module.apply)
+  np.testing.assert_allclose(apply(variables, x0), cautious, rtol=1e-5)
 
   # the members alike: nothing is taken off, and the gradient is finite
   one = variables["params"]["member_0"]
   alike = {"params": {f"member_{i}": one for i in range(3)}}
-  slope = jax.grad(lambda x: module.apply(alike, x).sum())(x0)
+  slope = jax.jit(jax.grad(lambda x: module.apply(alike, x).sum()))(x0)
   assert np.isfinite(slope).all()
 
 
@@ -176,10 +182,11 @@ def test_another_unit_is_exact_and_each_members_own():
   module = LatentReward(LatentRewardConfig(width=8, depth=1, members=3))
   x0 = _latents(5, 2, 4, 4, 6)
   variables = _init(module, x0)
-  members = module.apply(variables, x0, method="members")
+  members = np.asarray(_members(module, variables, x0))
   mean, std = np.array([1.0, -20.0, 3.0]), np.array([0.5, 2.0, 10.0])
-  params = latent_reward.normalised(variables["params"], mean, std)
-  found = module.apply({"params": params}, x0, method="members")
+  normalise = jax.jit(latent_reward.normalised)
+  params = normalise(variables["params"], mean, std)
+  found = _members(module, {"params": params}, x0)
   expected = (members - mean[:, None]) / std[:, None]
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
