@@ -12,7 +12,7 @@ import pytest
 
 from dollar_jax.interop.pipeline import Pipeline
 from dollar_jax.parallel.topologies import GIB, Machine, parse
-from dollar_jax.programs import plan as program
+from dollar_jax.programs import _plan as program
 from dollar_jax.train.config import DistillConfig, TrainConfig
 from dollar_jax.train.planning import Measured
 
