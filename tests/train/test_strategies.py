@@ -11,7 +11,7 @@ from dollar_jax.models.blocks import REMAT_POLICIES
 from dollar_jax.parallel.flops import matmul_flops
 from dollar_jax.parallel.mesh import MeshConfig, make_mesh
 from dollar_jax.parallel.topologies import GIB, Machine, parse
-from dollar_jax.programs import plan as program
+from dollar_jax.programs import _plan as program
 from dollar_jax.programs._plan_table import best_table
 from dollar_jax.train import strategies
 from dollar_jax.train.config import (
