@@ -105,8 +105,12 @@ class Denoiser:
     if isinstance(params, Adapted):
       trees = {"params": params.base, COLLECTION: params.adapters}
 
+    apply = self.module.apply
+    if not getattr(getattr(self.module, "config", None), "scan", True):
+      apply = functools.partial(_apply, self.module)  # long to trace
+
     def ask(trees: dict[str, Params]) -> Array:
-      return _apply(self.module, trees, x_t, self.clock(t), text, text_mask)
+      return apply(trees, x_t, self.clock(t), text, text_mask)
 
     if self.boundary is None:
       return ask(trees)
