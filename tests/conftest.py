@@ -15,7 +15,7 @@ import pathlib
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,18 +26,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Most of the suite's time is compilation, of programs that run once or a few
 # times: LLVM is not to optimise them, nor to get them in 32 parts. jaxlib 0.10
 # can also do without the emitter that takes most of what is left; later ones
-# end at a flag that they do not know. `XLA_FLAGS= launch/test.sh` compiles as
-# users do.
-FLAGS = [
-  "--xla_backend_optimization_level=0",
-  "--xla_cpu_parallel_codegen_split_count=1",
-]
+# end at a flag that they do not know.
+FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 
 # jax reads these when it is imported, so they are set here and not in a
 # fixture. Processes that tests start inherit them, and so round as this one
 # does. What was compiled is kept, however small: they and a second run load it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
@@ -102,6 +99,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if (sys.platform, platform.machine()) == ("linux", "x86_64"):
       pytest.fail("libtpu not installed: run launch/test.sh", pytrace=False)
     pytest.skip("there is no libtpu for this machine")
+
+
+@pytest.fixture(scope="module")
+def optimised() -> Iterator[None]:
+  """For what computes for longer than it compiles."""
+  import jax
+
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

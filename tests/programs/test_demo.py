@@ -31,7 +31,7 @@ FLAGS = ["--samples=80", "--scale=0.01"]
 
 
 @pytest.fixture(scope="module")
-def short():
+def short(optimised):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(_demo_stages, "TIMED_ROUNDS", 1)
     patch.setattr(demo, "STUDENT_STEPS", (4, 1))
