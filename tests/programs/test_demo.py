@@ -4,6 +4,7 @@ import functools
 import json
 import re
 
+import jax
 import pytest
 
 from dollar_jax import cli
@@ -32,7 +33,18 @@ FLAGS = ["--samples=80", "--scale=0.01"]
 
 @pytest.fixture(scope="module")
 def short(optimised):
+  """Few updates; what computes for long are the samplers, hence optimised."""
+  train = _demo_stages.train
+
+  def train_plainly(*args, **kwargs):
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+      return train(*args, **kwargs)
+    finally:
+      jax.config.update("jax_disable_most_optimizations", False)
+
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(_demo_stages, "train", train_plainly)
     patch.setattr(_demo_stages, "TIMED_ROUNDS", 1)
     patch.setattr(demo, "STUDENT_STEPS", (4, 1))
     # scanned blocks compile in a quarter of the time
