@@ -26,8 +26,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Most of the suite's time is compilation, of programs that run once or a few
 # times: LLVM is not to optimise them, nor to get them in 32 parts. jaxlib 0.10
 # can also do without the emitter that takes most of what is left; later ones
-# end at a flag that they do not know.
-FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+# end at a flag that they do not know. The level is what `optimised` gets, and
+# keeps training steps and samplers from asking for one of their own.
+FLAGS = [
+  "--xla_backend_optimization_level=1",
+  "--xla_cpu_parallel_codegen_split_count=1",
+]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 
