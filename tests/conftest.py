@@ -110,10 +110,10 @@ def optimised() -> Iterator[None]:
   """For what computes for longer than it compiles."""
   import jax
 
-  before = jax.config.jax_disable_most_optimizations
-  jax.config.update("jax_disable_most_optimizations", False)
+  name = "jax_disable_most_optimizations"
+  jax.config.update(name, False)
   yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  jax.config.update(name, os.environ[name.upper()] == "true")
 
 
 @pytest.fixture(scope="session")
