@@ -156,7 +156,7 @@ class Search:
       if strategy.place.key in self._avoided:
         continue
       failed = any(
-        self._key(strategy, name) in self._failed for name in self._rows
+        self.key(strategy, name) in self._failed for name in self._rows
       )
       predicted = self.predicted(strategy).values()
       if not failed and max(predicted) <= self._limit:
@@ -173,7 +173,7 @@ class Search:
 
   def refuse(self, strategy: Strategy, name: str) -> None:
     """Takes account of a program that is not to be had."""
-    self._failed.add(self._key(strategy, name))
+    self._failed.add(self.key(strategy, name))
 
   def learn(self, strategy: Strategy, name: str, row: dict[str, Any]) -> bool:
     """Takes account of a program that was compiled.
@@ -213,7 +213,7 @@ class Search:
     sent = round(strategy.sent / max(today.sent, 1.0) / SENT_STEP)
     return flops, sent, len(strategy.flags)
 
-  def _key(self, strategy: Strategy, name: str) -> tuple:
+  def key(self, strategy: Strategy, name: str) -> tuple:
     """What a program that is compiled depends on."""
     setting = strategy.setting(name) if name in self._passes else ()
     return name, strategy.place.key, *setting
@@ -381,7 +381,7 @@ def find(
     that were `tried`, with the peak that was `predicted_bytes`.
   """
   search, tried = Search(config, plan, devices), []
-  rows = plan["programs"]
+  rows, known = plan["programs"], {}
   while (strategy := search.best()) is not None:
     predicted = search.predicted(strategy)
     names = list(rows)
@@ -389,8 +389,11 @@ def find(
       names = list(predicted)
     found, good = {}, True
     for name in sorted(names, key=lambda n: -predicted.get(n, 0)):
+      key = search.key(strategy, name)
       try:
-        found[name] = plan_fn(strategy.config, [name])["programs"][name]
+        if key not in known:
+          known[key] = plan_fn(strategy.config, [name])["programs"][name]
+        found[name] = known[key]
         good = search.learn(strategy, name, found[name])
       except ValueError:  # it does not compile
         search.refuse(strategy, name)
