@@ -6,6 +6,7 @@ import tensorflow_datasets as tfds
 
 from dollar_jax.data import latents, shards
 from dollar_jax.data.shards import Shards, deal
+from dollar_jax.files import DTYPES
 
 SHAPES = (2, 2, 3, 4), (3, 5)
 
@@ -57,7 +58,7 @@ def test_what_is_read_is_what_was_written(tmp_path, dtype, tolerance):
 def test_half_precision_takes_half_the_room(tmp_path):
   shape = (4, 16, 16, 8)
   sizes = {}
-  for dtype in shards.DTYPES:
+  for dtype in DTYPES:
     found = Shards(tmp_path / dtype, 1, shape, SHAPES[1], dtype)
     [example] = examples([0])
     rng = np.random.default_rng(0)

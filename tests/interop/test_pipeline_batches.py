@@ -13,8 +13,6 @@ from dollar_jax.interop.text_encoders import WordEncoder
 from dollar_jax.models.linear_vae import LinearVAE
 from tests.tiny import WAN, random_params, wan
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SHAPE = (2, 4, 4, WAN.in_channels)
 PROMPTS = ["a cat", "a dog", "the cat", "the dog", "a red dog"]
 

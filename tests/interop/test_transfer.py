@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from dollar_jax.interop import diffusers, orbax_weights, transfer, weights
@@ -144,7 +145,7 @@ def test_a_full_disk_leaves_nothing(saved, tmp_path, monkeypatch):
   def full(*_):
     raise RuntimeError("write failed [os_error_code='28']")
 
-  monkeypatch.setattr(orbax_weights.ocp.StandardCheckpointer, "save", full)
+  monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
   with pytest.raises(OSError, match="No space left on device"):
     transfer.transfer(saved, tmp_path / "out")
   assert not (tmp_path / "out").exists()
