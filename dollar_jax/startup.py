@@ -38,10 +38,10 @@ def keep_freed_memory() -> bool:
   """Has glibc keep what is freed, for whoever asks next.
 
   XLA's CPU backend takes a program's temporaries anew at every call. By itself
-  glibc gives blocks of their size back to the kernel, which zeroes them again:
-  a third of a training step on two cores. A process that has begun is told by
-  `mallopt` what the variables MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_
-  and MALLOC_ARENA_MAX would have told it; those that are set stay.
+  glibc gives blocks of their size back to the kernel, which zeroes them again.
+  A process that has begun is told by `mallopt` what the variables
+  MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_ and MALLOC_ARENA_MAX would have
+  told it; those that are set stay.
 
   Returns:
     Whether the allocator is glibc's, and took it.

@@ -13,8 +13,8 @@ _LEVEL = "xla_backend_optimization_level"
 def compiler_options(platform: str) -> dict[str, Any] | None:
   """Returns XLA's options for a training step or a sampler.
 
-  On the CPU LLVM's first level of optimisation compiles in three quarters of
-  the time, and what comes of it runs as fast; the accelerators keep theirs.
+  On the CPU LLVM's first level of optimisation compiles in less time, and
+  what comes of it runs as fast; the accelerators keep theirs.
   A level in XLA_FLAGS stays.
 
   Args:
