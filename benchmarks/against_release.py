@@ -89,10 +89,9 @@ def start(checkout: Path, folder: Path) -> dict[str, float]:
     )
     seconds[name] = time.perf_counter() - began
   shutil.rmtree(folder / "run", ignore_errors=True)
-  for when in ("first", "with data prepared"):
-    line, bar = _seconds_to_progress(_command(*train), checkout, folder)
-    seconds[f"dollar train, {when}: to its first line, s"] = line
-    seconds[f"dollar train, {when}: to its bar, s"] = bar
+  seconds["dollar train to its first line, s"] = _seconds_to_first_line(
+    _command(*train), checkout, folder
+  )
   return seconds
 
 
@@ -196,10 +195,10 @@ def _environment(checkout: Path, folder: Path) -> dict[str, str]:
   }
 
 
-def _seconds_to_progress(
+def _seconds_to_first_line(
   command: list[str], checkout: Path, folder: Path
-) -> tuple[float, float]:
-  """Runs a command on a terminal until it says something, then shows a bar."""
+) -> float:
+  """Runs a command on a terminal until it says something."""
   began = time.perf_counter()
   ours, theirs = pty.openpty()
   process = subprocess.Popen(
@@ -210,15 +209,12 @@ def _seconds_to_progress(
     stderr=theirs,
   )
   os.close(theirs)
-  text = os.read(ours, 2**16)
-  first = time.perf_counter() - began
-  while b"%|" not in text:
-    text += os.read(ours, 2**16)
-  bar = time.perf_counter() - began
+  os.read(ours, 1)
+  seconds = time.perf_counter() - began
   process.kill()
   process.wait()
   os.close(ours)
-  return first, bar
+  return seconds
 
 
 def _git(*args: str) -> None:
